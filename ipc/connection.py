@@ -1,0 +1,508 @@
+"""A process's connection to the bus: calls, streams, subscriptions, and serving calls of others. Thread-safe, no thread of its own.
+
+Whoever waits for something runs the socket meanwhile, one thread at a time; the others wait for that thread's notice. So a
+single-threaded program pays no thread switch, and a program with many threads needs no extra one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import socket
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import zmq
+from zmq.utils.monitor import recv_monitor_message
+
+from llmos.ipc import paths, wire
+from llmos.ipc.errors import Code, OpError
+from llmos.ipc.protocol import DEFAULT_CREDIT, GREETING, Header, Kind, pack_header, parse_header, topic_matches
+
+GRACE_S = 2.0
+"""Seconds a caller waits beyond its deadline for the kernel to say so itself."""
+HELLO_S = 3.0
+"""Seconds a connection may take to be greeted."""
+MAILBOX = 1000
+"""Events that wait for a slow subscriber on its own side; the oldest is dropped and counted."""
+
+
+class Unreachable(OpError):
+    """No kernel answers at the address."""
+
+    def __init__(self, detail: str, hint: str | None = None) -> None:
+        super().__init__(Code.UNAVAILABLE, detail, hint)
+
+
+class Incoming:
+    """A call to be served. `reply` or `fail` answers it, once."""
+
+    def __init__(self, connection: Connection, header: Header, args: dict[str, Any]) -> None:
+        self._connection = connection
+        self.header = header
+        self.args = args
+        self.cancelled = threading.Event()
+
+    def reply(self, result: dict[str, Any]) -> None:
+        """Send the result; one that is too large becomes `TOO_LARGE`."""
+        try:
+            self._connection._answer(self.header.id, True, _pack_body(result))  # noqa: SLF001  (two halves of one class)
+        except OpError as error:
+            self.fail(error)
+
+    def fail(self, error: OpError) -> None:
+        """Send an error."""
+        self._connection._answer(self.header.id, False, wire.encode(error.to_wire()))  # noqa: SLF001
+
+
+class Event:
+    """One event: what was published, by whom, when."""
+
+    __slots__ = ("data", "sender", "seq", "topic", "ts")
+
+    def __init__(self, header: Header, data: dict[str, Any]) -> None:
+        self.topic, self.sender, self.seq, self.ts, self.data = header.topic, header.sender, header.seq, header.ts, data
+
+
+class _Waiting:
+    """A call in flight: what has come so far."""
+
+    __slots__ = ("chunks", "error", "on_chunk", "result", "seen")
+
+    def __init__(self) -> None:
+        self.chunks: deque[dict[str, Any]] = deque()
+        self.result: dict[str, Any] | None = None
+        self.error: OpError | None = None
+        self.seen = 0
+
+    @property
+    def done(self) -> bool:
+        return self.result is not None or self.error is not None
+
+
+class _Mailbox:
+    """A subscription's events that have not been read."""
+
+    __slots__ = ("events", "lost", "pattern")
+
+    def __init__(self, pattern: str) -> None:
+        self.pattern = pattern
+        self.events: deque[Event] = deque(maxlen=MAILBOX)
+        self.lost = False
+
+
+class Connection:
+    """Connects and says hello on the first call.
+
+    Args:
+        address: path of the gate's unix socket; by default `LLMOS_BUS`, else the runtime directory's.
+        token: proof of who this is; by default `LLMOS_TOKEN`, else the user's own token file.
+        client: a name for logs.
+    """
+
+    def __init__(self, address: Path | None = None, token: str | None = None, client: str = "") -> None:
+        self._path = address or Path(os.environ.get("LLMOS_BUS") or paths.bus_socket(paths.runtime_dir()))
+        self._token = token or os.environ.get("LLMOS_TOKEN")
+        self._client = client
+        self._pid = os.getpid()
+        self._context = zmq.Context()
+        self._socket: zmq.Socket[bytes] | None = None
+        self._monitor: zmq.Socket[bytes] | None = None
+        self._wake_r, self._wake_w = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self._changed = threading.Condition()
+        self._pumping = False
+        self._greeting = threading.RLock()
+        self._greeted = False
+        self._closed = False
+        self._next_id = 0
+        self._outbox: deque[list[bytes]] = deque()
+        self._waiting: dict[int, _Waiting] = {}
+        self._incoming: deque[Incoming] = deque()
+        self._serving: dict[int, Incoming] = {}
+        self._mailboxes: list[_Mailbox] = []
+        self.badge = ""
+        self.hello: dict[str, Any] = {}
+        self.on_greeted: Callable[[], None] | None = None
+        """Called after every successful hello, the first and those after the gate came back."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Ends every wait with `CANCELLED`. Idempotent."""
+        with self._changed:
+            if self._closed:
+                return
+            self._closed = True
+            self._wake()
+            self._changed.wait_for(lambda: not self._pumping, timeout=1)
+        self._fail_all(OpError(Code.CANCELLED, "the connection was closed"))
+        self._disconnect()
+        self._context.destroy(linger=0)
+        os.close(self._wake_r)
+        os.close(self._wake_w)
+
+    # -- calling ---------------------------------------------------------------------------------------------------
+
+    def call(
+        self, op: str, args: dict[str, Any] | None = None, *, timeout: float | None = None, parent: int = 0
+    ) -> dict[str, Any]:
+        """The result of a call. `timeout` in seconds; None takes the op's own. Raises `OpError`, `Unreachable`."""
+        stream = self.stream(op, args, timeout=timeout, parent=parent)
+        for _ in stream:
+            pass
+        return stream.result
+
+    def stream(
+        self, op: str, args: dict[str, Any] | None = None, *, timeout: float | None = None, parent: int = 0
+    ) -> Stream:
+        """A call whose answer comes in chunks: iterate for the chunks, then read `result`."""
+        self._greet()
+        return self._start(op, args or {}, timeout, parent)
+
+    def subscribe(self, topic: str) -> Iterator[Event]:
+        """Events of every topic that matches, for ever; it ends with `PEER_DIED` when the gate restarts, `CANCELLED` on close."""
+        mailbox = _Mailbox(topic)
+        self._greet()
+        with self._changed:
+            self._mailboxes.append(mailbox)
+        try:
+            number = int(self.call("bus.subscribe", {"topic": topic})["subscription"])
+        except OpError:
+            self._forget(mailbox)
+            raise
+        return self._receive_events(number, mailbox)
+
+    def _receive_events(self, number: int, mailbox: _Mailbox) -> Iterator[Event]:
+        events = mailbox.events
+        try:
+            while True:
+                self._wait(lambda: bool(events) or self._closed or mailbox.lost, None)
+                if events:
+                    yield events.popleft()
+                elif self._closed:
+                    return
+                else:
+                    raise OpError(Code.PEER_DIED, "the gate restarted; the subscription is gone", "subscribe again")
+        finally:
+            self._forget(mailbox)
+            if not self._closed and not mailbox.lost:
+                with contextlib.suppress(OpError):
+                    self.call("bus.unsubscribe", {"subscription": number}, timeout=1)
+
+    def _forget(self, mailbox: _Mailbox) -> None:
+        with self._changed:
+            if mailbox in self._mailboxes:
+                self._mailboxes.remove(mailbox)
+
+    # -- serving ---------------------------------------------------------------------------------------------------
+
+    def next_call(self, timeout: float | None = None) -> Incoming | None:
+        """The next call to serve; None when none came within `timeout` seconds, or the connection closed. Reconnects by itself."""
+        limit = None if timeout is None else time.monotonic() + timeout
+        while not self._closed:
+            self._greet()
+            self._wait(lambda: bool(self._incoming) or self._closed or not self._greeted, limit)
+            with self._changed:
+                if self._incoming:
+                    return self._incoming.popleft()
+            if limit is not None and time.monotonic() >= limit:
+                return None
+        return None
+
+    def _answer(self, number: int, ok: bool, body: bytes) -> None:
+        with self._changed:
+            if self._serving.pop(number, None) is None:
+                return  # the gate restarted meanwhile, and whoever asked has been told
+        self._post([GREETING, pack_header(Header(kind=Kind.REPLY, id=number, ok=ok)), body])
+
+    # -- the socket ------------------------------------------------------------------------------------------------
+
+    def _start(self, op: str, args: dict[str, Any], timeout: float | None, parent: int) -> Stream:
+        body = _pack_body(args)
+        with self._changed:
+            self._next_id += 1
+            number = self._next_id
+            waiting = self._waiting[number] = _Waiting()
+        deadline_ms = 0 if timeout is None else max(1, int(timeout * 1000))
+        self._post(
+            [
+                GREETING,
+                pack_header(Header(kind=Kind.CALL, id=number, op=op, deadline_ms=deadline_ms, parent=parent)),
+                body,
+            ]
+        )
+        return Stream(self, number, waiting, None if timeout is None else time.monotonic() + timeout + GRACE_S, op)
+
+    def _greet(self) -> None:
+        """Connect and say hello, unless that has been done. Raises `Unreachable`, `OpError(DENIED)`."""
+        if self._greeted and not self._lost():
+            return
+        with self._greeting:
+            if self._greeted:
+                return
+            if self._closed:
+                raise OpError(Code.CANCELLED, "the connection is closed")
+            if os.getpid() != self._pid:
+                raise OpError(Code.INVALID_ARGUMENT, "a connection does not survive fork; open one in the child")
+            self._connect()
+            try:
+                stream = self._start("sys.hello", {"token": self._read_token(), "client": self._client}, HELLO_S, 0)
+                self.hello = stream.finish()
+            except OpError as error:
+                if error.code in (Code.TIMEOUT, Code.PEER_DIED):
+                    raise Unreachable(
+                        f"the kernel at {self._path} does not answer", "see `llmosctl logs kernel`"
+                    ) from None
+                raise
+            self.badge = str(self.hello.get("badge", ""))
+            self._greeted = True
+        if self.on_greeted is not None:
+            self.on_greeted()
+
+    def _read_token(self) -> str:
+        if self._token:
+            return self._token
+        path = paths.token_file(self._path.parent.parent)
+        try:
+            return path.read_text().strip()
+        except OSError as error:
+            raise Unreachable(f"{path}: {error.strerror}", "start the system with `llmosctl up`") from None
+
+    def _connect(self) -> None:
+        probe = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            probe.connect(os.fspath(self._path))
+        except FileNotFoundError:
+            raise Unreachable("llmos is not running", "start it with `llmosctl up`") from None
+        except OSError as error:
+            raise Unreachable(f"{self._path}: {error.strerror}", "start it with `llmosctl up`") from None
+        finally:
+            probe.close()
+        with self._changed:
+            self._changed.wait_for(lambda: not self._pumping)
+            self._disconnect()
+            made = self._context.socket(zmq.DEALER)
+            made.set(zmq.ROUTING_ID, b"\x01" + secrets.token_bytes(16))
+            made.set(zmq.LINGER, 0)
+            made.set(zmq.RECONNECT_IVL, -1)
+            made.set(zmq.MAXMSGSIZE, 1 << 20)
+            self._monitor = made.get_monitor_socket(zmq.EVENT_DISCONNECTED | zmq.EVENT_HANDSHAKE_FAILED_AUTH)
+            made.connect(f"ipc://{self._path}")
+            self._socket = made
+
+    def _disconnect(self) -> None:
+        if self._socket is not None:
+            self._socket.disable_monitor()
+            self._socket.close(linger=0)
+        if self._monitor is not None:
+            self._monitor.close(linger=0)
+        self._socket = self._monitor = None
+
+    def _post(self, frames: list[bytes]) -> None:
+        with self._changed:
+            self._outbox.append(frames)
+            if self._pumping:
+                self._wake()
+                return
+            self._flush()
+
+    def _flush(self) -> None:
+        while self._outbox and self._socket is not None:
+            try:
+                self._socket.send_multipart(self._outbox[0], zmq.NOBLOCK)
+            except zmq.Again:
+                return
+            self._outbox.popleft()
+
+    def _wake(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            os.write(self._wake_w, b"\0")
+
+    def _wait(self, ready: Callable[[], bool], limit: float | None) -> bool:
+        """Run the socket, or wait for the thread that does, until `ready()`; False once the monotonic time `limit` has come."""
+        while True:
+            with self._changed:
+                while True:
+                    if ready():
+                        return True
+                    left = None if limit is None else limit - time.monotonic()
+                    if left is not None and left <= 0:
+                        return False
+                    if not self._pumping:
+                        self._pumping = True
+                        self._flush()
+                        break
+                    self._changed.wait(left)
+            try:
+                self._poll(left)
+            finally:
+                with self._changed:
+                    self._pumping = False
+                    self._changed.notify_all()
+
+    def _poll(self, left: float | None) -> None:
+        if self._socket is None or self._monitor is None:
+            raise Unreachable("the connection is closed")
+        poller = zmq.Poller()
+        poller.register(self._socket, zmq.POLLIN | (zmq.POLLOUT if self._outbox else 0))
+        poller.register(self._monitor, zmq.POLLIN)
+        poller.register(self._wake_r, zmq.POLLIN)
+        ready = dict(poller.poll(None if left is None else max(0, int(left * 1000) + 1)))
+        if self._wake_r in ready:
+            os.read(self._wake_r, 4096)
+        if ready.get(self._socket, 0) & zmq.POLLIN:
+            with contextlib.suppress(zmq.Again):
+                while True:
+                    self._take(self._socket.recv_multipart(zmq.NOBLOCK))
+        if self._monitor in ready:
+            self._lost()
+
+    def _lost(self) -> bool:
+        """Whether the gate has gone; fails what waited for it."""
+        if self._monitor is None:
+            return True
+        try:
+            recv_monitor_message(self._monitor, zmq.NOBLOCK)
+        except zmq.Again:
+            return False
+        self._greeted = False
+        with self._changed:
+            self._incoming.clear()
+            for call in self._serving.values():
+                call.cancelled.set()
+            self._serving.clear()
+            self._outbox.clear()
+            for mailbox in self._mailboxes:
+                mailbox.lost = True
+            self._mailboxes.clear()
+        self._fail_all(
+            OpError(Code.PEER_DIED, "the gate went away", "send it again; the system restarts its gate by itself")
+        )
+        return True
+
+    def _fail_all(self, error: OpError) -> None:
+        with self._changed:
+            for waiting in self._waiting.values():
+                waiting.error = error
+            self._waiting.clear()
+            self._changed.notify_all()
+
+    def _take(self, frames: list[bytes]) -> None:
+        """One message from the kernel; it is trusted to frame well, and its bodies are others' and decoded with limits."""
+        if len(frames) != 3 or frames[0] != GREETING:
+            return
+        header = parse_header(wire.decode_map(frames[1]))
+        with self._changed:
+            match header.kind:
+                case Kind.REPLY:
+                    waiting = self._waiting.pop(header.id, None)
+                    if waiting is not None:
+                        _finish(waiting, header.ok, frames[2])
+                case Kind.CHUNK:
+                    waiting = self._waiting.get(header.id)
+                    if waiting is not None:
+                        waiting.chunks.append(_unpack_body(frames[2]))
+                case Kind.EVENT:
+                    event = Event(header, _unpack_body(frames[2]))
+                    for mailbox in self._mailboxes:
+                        if topic_matches(mailbox.pattern, event.topic):
+                            mailbox.events.append(event)
+                case Kind.CALL:
+                    call = Incoming(self, header, _unpack_body(frames[2]))
+                    self._serving[header.id] = call
+                    self._incoming.append(call)
+                case Kind.CANCEL:
+                    serving = self._serving.get(header.id)
+                    if serving is not None:
+                        serving.cancelled.set()
+                case Kind.CREDIT:
+                    pass  # the kernel grants no credit to a server yet: a driver's answer is one reply
+
+
+class Stream(Iterator[dict[str, Any]]):
+    """The chunks of one call. `result` is there after the last chunk; leaving early: `cancel`."""
+
+    def __init__(self, connection: Connection, number: int, waiting: _Waiting, limit: float | None, op: str) -> None:
+        self._connection = connection
+        self._number = number
+        self._waiting = waiting
+        self._limit = limit
+        self._op = op
+
+    def __next__(self) -> dict[str, Any]:
+        waiting = self._waiting
+        if not self._connection._wait(lambda: bool(waiting.chunks) or waiting.done, self._limit):  # noqa: SLF001
+            self.cancel()
+            raise OpError(Code.TIMEOUT, f"{self._op}: no answer in time")
+        if waiting.chunks:
+            waiting.seen += 1
+            if waiting.seen % (DEFAULT_CREDIT // 2) == 0:
+                self._tell(Header(kind=Kind.CREDIT, id=self._number, n=DEFAULT_CREDIT // 2))
+            return waiting.chunks.popleft()
+        if waiting.error is not None:
+            raise waiting.error
+        raise StopIteration
+
+    def finish(self) -> dict[str, Any]:
+        """Skip the chunks that are left and give the result. Raises `OpError`."""
+        for _ in self:
+            pass
+        return self.result
+
+    @property
+    def result(self) -> dict[str, Any]:
+        """The final reply's body. Raises the call's `OpError`."""
+        if self._waiting.error is not None:
+            raise self._waiting.error
+        if self._waiting.result is None:
+            raise OpError(Code.INVALID_ARGUMENT, f"{self._op} has not ended: read its chunks first")
+        return self._waiting.result
+
+    def cancel(self) -> None:
+        """Tell the kernel that the answer is not wanted any more."""
+        if not self._waiting.done:
+            self._tell(Header(kind=Kind.CANCEL, id=self._number))
+
+    def _tell(self, header: Header) -> None:
+        self._connection._post([GREETING, pack_header(header), _EMPTY])  # noqa: SLF001
+
+
+_EMPTY = wire.encode({})
+
+
+def _finish(waiting: _Waiting, ok: bool, body: bytes) -> None:
+    content = _unpack_body(body)
+    if ok:
+        waiting.result = content
+    else:
+        waiting.error = OpError.from_wire(content)
+
+
+def _unpack_body(body: bytes) -> dict[str, Any]:
+    try:
+        return wire.decode_map(body)
+    except wire.Malformed as error:
+        return {"code": "INTERNAL", "detail": f"a malformed body: {error}"}
+
+
+def _pack_body(body: dict[str, Any]) -> bytes:
+    try:
+        packed = wire.encode(body)
+    except wire.Malformed as error:
+        raise OpError(Code.INVALID_ARGUMENT, str(error)) from None
+    if len(packed) > wire.MAX_BODY:
+        detail = f"{len(packed)} bytes in one message, the limit is {wire.MAX_BODY}"
+        raise OpError(Code.TOO_LARGE, detail, "send it in parts, or put it into a file and send its path")
+    return packed

@@ -1,0 +1,211 @@
+"""Manifests: what a driver or an agent is and asks for, read as data before any of its code runs.
+
+A driver's is `manifest.toml`, an agent's `agent.toml`, each in the directory of its package. The kernel reads them to route
+and check, the driver host to serve, the assistant to choose.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import tomllib
+from collections.abc import Iterator
+from importlib.machinery import PathFinder
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta
+
+from llmos.ipc.errors import Code, OpError
+from llmos.ipc.protocol import Effect, Name
+
+MAX_MANIFEST = 128 * 1024
+"""Bytes of a manifest."""
+
+ArgType = Literal["string", "integer", "number", "boolean", "array", "object"]
+Role = Literal["", "query", "period", "host", "path", "count", "cursor"]
+_PYTHON: dict[str, tuple[type, ...]] = {
+    "string": (str,),
+    "integer": (int,),
+    "number": (int, float),
+    "boolean": (bool,),
+    "array": (list,),
+    "object": (dict,),
+}
+
+
+class Arg(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One argument of an op."""
+
+    type: ArgType
+    description: str = ""
+    required: bool = False
+    default: Any = None
+    enum: list[str] = []
+    items: ArgType = "string"
+    """Type of the elements of an array."""
+    minimum: float | None = None
+    maximum: float | None = None
+    max_length: int = 16_384
+    """Characters of a string, elements of an array."""
+    role: Role = ""
+    """What code may fill it with from a plain sentence."""
+
+    def check(self, name: str, value: Any) -> None:
+        """Raises `OpError(INVALID_ARGUMENT)` that names the argument, what is wanted and what came."""
+        if value is None and not self.required:
+            return
+        if not isinstance(value, _PYTHON[self.type]) or (isinstance(value, bool) and self.type != "boolean"):
+            raise _wrong(name, f"expected {self.type}, got {type(value).__name__}")
+        if self.enum and value not in self.enum:
+            raise _wrong(name, f"expected one of {', '.join(self.enum)}")
+        if isinstance(value, (str, list)) and len(value) > self.max_length:
+            raise _wrong(name, f"longer than {self.max_length}")
+        if isinstance(value, (int, float)) and not isinstance(value, bool):
+            if self.minimum is not None and value < self.minimum:
+                raise _wrong(name, f"less than {self.minimum:g}")
+            if self.maximum is not None and value > self.maximum:
+                raise _wrong(name, f"more than {self.maximum:g}")
+        if isinstance(value, list) and not all(isinstance(item, _PYTHON[self.items]) for item in value):
+            raise _wrong(name, f"expected an array of {self.items}")
+
+
+class Label(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Where a result comes from: integrity, and the tags of its sources."""
+
+    integrity: Literal["trusted", "untrusted"] = "untrusted"
+    tags: list[str] = []
+
+
+class Op(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One op of a driver."""
+
+    effect: Effect
+    summary: Annotated[str, Meta(min_length=1, max_length=300)]
+    utterances: Annotated[list[Annotated[str, Meta(max_length=200)]], Meta(max_length=40)] = []
+    """What a person would say to want this op."""
+    args: dict[str, Arg] = {}
+    control: list[str] = []
+    """Arguments that decide where an effect lands: recipient, path, URL, amount."""
+    scope: dict[str, str] = {}
+    """Capability scope key → the argument it bounds."""
+    label: Label | None = None
+    """Of its results, where it differs from the driver's."""
+    idempotent: bool = False
+    undo: bool = False
+    timeout_s: Annotated[float, Meta(gt=0, le=1800)] = 10.0
+
+    def check(self, args: dict[str, Any]) -> None:
+        """Raises `OpError(INVALID_ARGUMENT)` for a missing, unknown or ill-typed argument."""
+        for name, value in args.items():
+            if name not in self.args:
+                raise _wrong(name, f"unknown; known: {', '.join(self.args) or 'none'}")
+            self.args[name].check(name, value)
+        for name, arg in self.args.items():
+            if arg.required and name not in args:
+                raise _wrong(name, "missing")
+
+
+class Permissions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What a program asks the user for; nothing of it is given by asking."""
+
+    read: list[str] = []
+    """Directories and files to read; `~` is the user's home. Those that do not exist are left out."""
+    write: list[str] = []
+    hosts: list[str] = []
+    devices: list[str] = []
+    calls: list[str] = []
+    """Capabilities on the bus, in their text form."""
+
+    def capabilities(self) -> list[str]:
+        """All of it in the text form of capabilities."""
+        return (
+            [f"fs.read(path={path})" for path in self.read]
+            + [f"fs.write(path={path})" for path in self.write]
+            + list(self.calls)
+        )
+
+
+class DriverManifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A driver: `manifest.toml`."""
+
+    name: Name
+    version: str
+    summary: Annotated[str, Meta(min_length=1, max_length=300)]
+    entry: Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.]+:[A-Za-z0-9_]+$")]
+    ops: dict[Name, Op]
+    integrity: Literal["trusted", "untrusted"] = "untrusted"
+    tags: list[str] = []
+    topics: list[str] = []
+    permissions: Permissions = Permissions()
+    settings: dict[str, dict[str, Any]] = {}
+    directory: str = ""
+
+
+class AgentManifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """An agent: `agent.toml`."""
+
+    name: Name
+    version: str
+    summary: Annotated[str, Meta(min_length=1, max_length=300)]
+    entry: Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.]+:[A-Za-z0-9_]+$")]
+    args: dict[str, Arg] = {}
+    permissions: Permissions = Permissions()
+    directory: str = ""
+
+
+def load_driver(path: Path) -> DriverManifest:
+    """Raises `OpError(INVALID_ARGUMENT)` that names the file and the field."""
+    return _load(path, DriverManifest)
+
+
+def load_agent(path: Path) -> AgentManifest:
+    """Raises `OpError(INVALID_ARGUMENT)` that names the file and the field."""
+    return _load(path, AgentManifest)
+
+
+def discover(group: str, file_name: str) -> Iterator[tuple[str, Path]]:
+    """Name and manifest of every installed package with an entry point in `group`, without importing any of them.
+
+    An entry whose package carries no manifest still appears, with the path where it should be.
+    """
+    for point in sorted(importlib.metadata.entry_points(group=group), key=lambda point: point.name):
+        directory = _package_directory(point.module)
+        yield point.name, (directory or Path(point.module.replace(".", "/"))) / file_name
+
+
+def _package_directory(module: str) -> Path | None:
+    top, _, rest = module.partition(".")
+    if (
+        top == "llmos"
+    ):  # a namespace package: looking one level further runs no code, and editable installs map that level
+        second, _, rest = rest.partition(".")
+        top = f"llmos.{second}"
+    spec = importlib.util.find_spec(top)
+    for part in filter(None, rest.split(".")):
+        if spec is None or spec.submodule_search_locations is None:
+            return None
+        spec = PathFinder.find_spec(f"{spec.name}.{part}", list(spec.submodule_search_locations))
+    if spec is None or spec.origin is None:
+        return None
+    return Path(spec.origin).parent
+
+
+def _load(path: Path, kind: type[Any]) -> Any:
+    try:
+        with path.open("rb") as stream:
+            raw = stream.read(MAX_MANIFEST + 1)
+        if len(raw) > MAX_MANIFEST:
+            raise OpError(Code.INVALID_ARGUMENT, f"{path}: larger than {MAX_MANIFEST} bytes")
+        data = tomllib.loads(raw.decode())
+        data["directory"] = str(path.parent)
+        return msgspec.convert(data, kind, strict=True)
+    except OSError as error:
+        raise OpError(Code.NOT_FOUND, f"{path}: {error.strerror}") from None
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError, msgspec.ValidationError, RecursionError) as error:
+        raise OpError(Code.INVALID_ARGUMENT, f"{path}: {error}") from None
+
+
+def _wrong(name: str, what: str) -> OpError:
+    return OpError(Code.INVALID_ARGUMENT, f"argument {name}: {what}")

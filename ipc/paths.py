@@ -1,0 +1,39 @@
+"""Where things live. `LLMOS_HOME` moves all of it below one directory; otherwise the platform's own places are used."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import platformdirs
+
+MAX_SOCKET_PATH = 103
+"""Bytes of a unix socket's path (`sun_path` less its terminator, on the smallest platform)."""
+
+
+def state_dir() -> Path:
+    """Journal, drivers' state, logs."""
+    home = os.environ.get("LLMOS_HOME")
+    return Path(home) if home else platformdirs.user_data_path("llmos")
+
+
+def models_dir() -> Path:
+    """The model store; `LLMOS_MODELS` overrides it, so that several systems can share one."""
+    models = os.environ.get("LLMOS_MODELS")
+    return Path(models) if models else state_dir() / "models"
+
+
+def runtime_dir() -> Path:
+    """Sockets and the user's token; mode 0700."""
+    home = os.environ.get("LLMOS_HOME")
+    return Path(home) / "run" if home else platformdirs.user_runtime_path("llmos")
+
+
+def bus_socket(runtime: Path) -> Path:
+    """The gate's socket for processes and people of this machine, in a directory that jails can see."""
+    return runtime / "bus" / "gate"
+
+
+def token_file(runtime: Path) -> Path:
+    """What a person's programs prove themselves with; never visible in a jail."""
+    return runtime / "user.token"

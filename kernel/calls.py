@@ -1,0 +1,228 @@
+"""Calls in flight: each gets exactly one final reply, whatever becomes of its caller, its server, or its time."""
+
+from __future__ import annotations
+
+import itertools
+from collections import deque
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from llmos.ipc import wire
+from llmos.ipc.errors import Code, OpError
+from llmos.ipc.protocol import Header, Kind, pack_header
+from llmos.kernel import params
+from llmos.kernel.loop import Loop, Timer
+
+EMPTY = wire.encode({})
+
+Send = Callable[[int, bytes, bytes], None]
+"""conn, header, body → the gate."""
+
+
+class Server(Protocol):
+    """Where a call is being served: a process's connection, or an app's."""
+
+    conn: int
+
+
+class Call:
+    """One call: who asked, who serves it, how long it may take, and the stream of its answer."""
+
+    __slots__ = (
+        "_backlog", "_backlog_bytes", "_calls", "_credit", "_seq", "caller_id", "children", "conn", "done", "holder", "id",
+        "on_drained", "on_end", "op", "parent", "server", "started", "timer",
+    )  # fmt: skip
+
+    def __init__(self, calls: Calls, id: int, conn: int, holder: str, header: Header) -> None:  # noqa: A002
+        self._calls = calls
+        self.id = id
+        """The kernel's own number for it, and the id under which its server knows it."""
+        self.conn = conn
+        self.caller_id = header.id
+        self.holder = holder
+        self.op = header.op
+        self.started = calls.loop.clock()
+        self.server: Server | None = None
+        self.parent: Call | None = None
+        self.children: set[Call] = set()
+        self.timer: Timer | None = None
+        self.done = False
+        self.on_end: Callable[[], None] | None = None
+        """Called once when it ends for any reason: gives back what was taken for it."""
+        self.on_drained: Callable[[], None] | None = None
+        """Called when the reader has taken everything that was sent."""
+        self._credit = header.credit
+        self._seq = 0
+        self._backlog: deque[bytes] = deque()
+        self._backlog_bytes = 0
+
+    @property
+    def behind(self) -> bool:
+        """Whether its reader has chunks waiting that it gave no credit for."""
+        return bool(self._backlog)
+
+    def reply(self, result: dict[str, Any]) -> None:
+        """The final answer; one too large becomes `TOO_LARGE`. Does nothing when the call has ended."""
+        body = wire.encode(result)
+        if len(body) > wire.MAX_BODY:
+            self.fail(
+                OpError(
+                    Code.TOO_LARGE,
+                    f"{self.op}: the answer has {len(body)} bytes, the limit is {wire.MAX_BODY}",
+                    "ask for less",
+                )
+            )
+        else:
+            self._calls.end(self, True, body)
+
+    def fail(self, error: OpError) -> None:
+        """The final answer, as an error. Does nothing when the call has ended."""
+        self._calls.end(self, False, wire.encode(error.to_wire()))
+
+    def chunk(self, data: dict[str, Any]) -> None:
+        """A part of the answer. Beyond the reader's credit it waits here; beyond `STREAM_BYTES` the call ends with `BUSY`."""
+        if self.done:
+            return
+        body = wire.encode(data)
+        if len(body) > wire.MAX_BODY:
+            self.fail(OpError(Code.TOO_LARGE, f"{self.op}: a chunk of {len(body)} bytes"))
+            return
+        self._backlog.append(body)
+        self._backlog_bytes += len(body)
+        self._pump()
+        if self._backlog_bytes > params.STREAM_BYTES:
+            self._backlog.clear()
+            self.fail(
+                OpError(Code.BUSY, f"{self.op}: the answer is not being read", "read the stream, or give more credit")
+            )
+
+    def grant(self, credit: int) -> None:
+        """The reader takes `credit` more chunks."""
+        self._credit += max(0, min(credit, 1 << 20))
+        self._pump()
+
+    def flush(self) -> None:
+        """What is left of the stream, before a final reply: the reader must take it anyway."""
+        self._credit = len(self._backlog)
+        self._pump()
+
+    def _pump(self) -> None:
+        while self._backlog and self._credit > 0:
+            body = self._backlog.popleft()
+            self._backlog_bytes -= len(body)
+            self._credit -= 1
+            self._calls.send(self.conn, pack_header(Header(kind=Kind.CHUNK, id=self.caller_id, seq=self._seq)), body)
+            self._seq += 1
+        if not self._backlog and self.on_drained is not None:
+            drained, self.on_drained = self.on_drained, None
+            drained()
+
+
+class Calls:
+    """All calls in flight.
+
+    Args:
+        send: to a connection.
+        finished: told of every call that ended, with the error's code or None; for the log.
+    """
+
+    def __init__(self, loop: Loop, send: Send, finished: Callable[[Call, str | None], None]) -> None:
+        self.loop = loop
+        self.send = send
+        self._finished = finished
+        self._by_id: dict[int, Call] = {}
+        self._by_caller: dict[int, dict[int, Call]] = {}
+        self._by_server: dict[int, set[Call]] = {}
+        self._ids = itertools.count(1)
+
+    def __len__(self) -> int:
+        return len(self._by_id)
+
+    def begin(self, conn: int, holder: str, header: Header) -> Call:
+        """A new call. Raises `OpError(INVALID_ARGUMENT)` for an id in use, `BUSY` when the caller has too many in flight."""
+        mine = self._by_caller.setdefault(conn, {})
+        if header.id < 1:
+            raise OpError(Code.INVALID_ARGUMENT, "header: field id must be 1 or more")
+        if header.id in mine:
+            raise OpError(Code.INVALID_ARGUMENT, f"header: id {header.id} is in use by another call of this connection")
+        if len(mine) >= params.MAX_CALLS:
+            raise OpError(
+                Code.BUSY, f"{params.MAX_CALLS} calls are in flight on this connection", "wait for some to end"
+            )
+        call = Call(self, next(self._ids), conn, holder, header)
+        mine[header.id] = call
+        self._by_id[call.id] = call
+        return call
+
+    def expire(self, call: Call, seconds: float) -> None:
+        """End it with `TIMEOUT` unless it has ended by then."""
+        call.timer = self.loop.later(
+            seconds, lambda: self.cancel(call, OpError(Code.TIMEOUT, f"{call.op}: no answer within {seconds:g} s"))
+        )
+
+    def adopt(self, call: Call, conn: int, parent_id: int) -> None:
+        """Make it a part of the call that its caller is serving, so that it ends no later than that one."""
+        parent = self._by_id.get(parent_id)
+        if parent is not None and parent.server is not None and parent.server.conn == conn:
+            call.parent = parent
+            parent.children.add(call)
+
+    def serve(self, call: Call, server: Server) -> None:
+        """It is on its way to `server`."""
+        call.server = server
+        self._by_server.setdefault(server.conn, set()).add(call)
+
+    def load(self, conn: int) -> int:
+        """How many calls a connection is serving."""
+        return len(self._by_server.get(conn, ()))
+
+    def answered(self, conn: int, id: int, ok: bool, body: bytes) -> None:  # noqa: A002
+        """A server's reply; one for a call that is not its own, or that has ended, goes nowhere."""
+        call = self._by_id.get(id)
+        if call is not None and call.server is not None and call.server.conn == conn:
+            self.end(call, ok, body)
+
+    def credit(self, conn: int, caller_id: int, n: int) -> None:
+        call = self._by_caller.get(conn, {}).get(caller_id)
+        if call is not None:
+            call.grant(n)
+
+    def cancelled(self, conn: int, caller_id: int) -> None:
+        """The caller does not want it any more."""
+        call = self._by_caller.get(conn, {}).get(caller_id)
+        if call is not None:
+            self.cancel(call, OpError(Code.CANCELLED, f"{call.op}: cancelled by its caller"))
+
+    def cancel(self, call: Call, error: OpError) -> None:
+        """End it with an error, and tell whoever serves it."""
+        if call.server is not None and not call.done:
+            self.send(call.server.conn, pack_header(Header(kind=Kind.CANCEL, id=call.id)), EMPTY)
+        call.fail(error)
+
+    def connection_gone(self, conn: int, why: str) -> None:
+        """Whoever asked on it has nobody to answer to; whatever it served fails with `PEER_DIED`."""
+        for call in list(self._by_caller.pop(conn, {}).values()):
+            self.cancel(call, OpError(Code.PEER_DIED, "the caller has gone"))
+        for call in list(self._by_server.pop(conn, ())):
+            call.fail(OpError(Code.PEER_DIED, f"{call.op}: {why}", "send it again: it comes back by itself"))
+
+    def end(self, call: Call, ok: bool, body: bytes) -> None:
+        """The one final reply."""
+        if call.done:
+            return
+        call.flush()
+        call.done = True
+        self._by_id.pop(call.id, None)
+        self._by_caller.get(call.conn, {}).pop(call.caller_id, None)
+        if call.server is not None:
+            self._by_server.get(call.server.conn, set()).discard(call)
+        if call.timer is not None:
+            call.timer.cancel()
+        if call.parent is not None:
+            call.parent.children.discard(call)
+        for child in list(call.children):
+            self.cancel(child, OpError(Code.CANCELLED, f"{child.op}: the call it was made for has ended"))
+        self.send(call.conn, pack_header(Header(kind=Kind.REPLY, id=call.caller_id, ok=ok)), body)
+        if call.on_end is not None:
+            call.on_end()
+        self._finished(call, None if ok else str(wire.decode_map(body).get("code", "INTERNAL")))

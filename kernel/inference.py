@@ -1,0 +1,335 @@
+"""The kernel's side of the model: which process's inference runs on the core now, and what becomes of its tokens.
+
+The scheduler decides, the core obeys: `run` gives one job a quantum of tokens, `ran` says what it did. One job runs at a time.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import msgpack
+import structlog
+
+from llmos.ipc.errors import Code, OpError
+from llmos.ipc.protocol import Embed, Generate, JobClass
+from llmos.kernel.calls import Call
+from llmos.kernel.link import Link
+from llmos.kernel.loop import Loop
+from llmos.kernel.process import Process, State
+from llmos.kernel.scheduler import Job, Scheduler
+
+log = structlog.get_logger()
+
+Message = dict[str, Any]
+
+GENERATION = ("smollm2-135m",)
+"""The model taken when the user has chosen none, if it is in the store; otherwise the first that is."""
+EMBEDDER = "minilm"
+
+
+@dataclass
+class Inference:
+    """One call's work on the core."""
+
+    call: Call
+    job: Job
+    request: Message
+    """The `job` or `embed` message that admits it."""
+    text: list[str] = field(default_factory=list)
+    usage: dict[str, int] = field(default_factory=dict)
+    first_run: float = 0.0
+    first_text: float = 0.0
+    """When the first piece of text came, on the loop's clock; 0 before."""
+    posted: bool = False
+    """Whether the core knows of it."""
+
+
+class Model:
+    """The core, its queue, and the contexts it keeps.
+
+    Args:
+        changed: told of every change of `state`.
+    """
+
+    def __init__(self, loop: Loop, models: Path, changed: Callable[[], None]) -> None:
+        self._loop = loop
+        self._models = models
+        self._changed = changed
+        self._scheduler = Scheduler(loop.clock)
+        self._link: Link | None = None
+        self._jobs: dict[int, Inference] = {}
+        self._running: Inference | None = None
+        self._yielding = False
+        self._contexts: dict[int, str] = {}
+        self._ids = itertools.count(1)
+        self._loads: list[Call] = []
+        self.name: str | None = None
+        self.state = "none"
+        self.info: Message = {}
+        self.problem = ""
+
+    # -- the core's life -------------------------------------------------------------------------------------------
+
+    def choose(self, name: str | None) -> str | None:
+        """The model to load: the one named, else the default, else any in the store; None when the store is empty."""
+        names = sorted(path.parent.name for path in self._models.glob("*/genai_config.json"))
+        if name is not None:
+            return name if name in names else None
+        return next((default for default in GENERATION if default in names), names[0] if names else None)
+
+    def folders(self) -> list[Path]:
+        """What the core's jail must show it."""
+        paths = [self._models / name for name in (self.name, EMBEDDER) if name]
+        return [path.resolve() for path in paths if path.is_dir()]
+
+    def attach(self) -> int:
+        """A new core is about to start: the descriptor for it; ours is watched from now on."""
+        ours, theirs = socket.socketpair()
+        self._link = Link(self._loop, ours, self._from_core)
+        embedder = (self._models / EMBEDDER).resolve()
+        self._post(
+            {
+                "op": "load",
+                "model": str((self._models / str(self.name)).resolve()),
+                "embedder": str(embedder) if embedder.is_dir() else None,
+                "provider": os.environ.get("LLMOS_PROVIDER", "cpu"),
+            }
+        )
+        self._set("loading")
+        return theirs.detach()
+
+    def detach(self, process: Process, reason: str) -> None:
+        """The core has ended: everything it was doing fails with `PEER_DIED`."""
+        if self._link is not None:
+            self._link.close()
+            self._link = None
+        self._running, self._yielding = None, False
+        self._contexts.clear()
+        for inference in list(self._jobs.values()):
+            self._finish(inference)
+            inference.call.fail(
+                OpError(
+                    Code.PEER_DIED, f"the model's process ended ({reason})", "send it again: it comes back by itself"
+                )
+            )
+        self.problem = reason if process.state is State.FAILED else self.problem
+        self._set("failed" if process.state is State.FAILED else "starting")
+
+    def shutdown(self) -> None:
+        """Ask the core to end."""
+        self._post({"op": "shutdown"})
+
+    # -- syscalls --------------------------------------------------------------------------------------------------
+
+    def generate(self, call: Call, args: Generate, principal: str) -> None:
+        """Queue an inference; `call` is answered when it is done."""
+        if args.context is not None and self._contexts.get(args.context) != principal:
+            raise OpError(Code.NOT_FOUND, f"no context {args.context} of yours", "open one with llm.open")
+        if (args.prompt is None) == (args.messages is None):
+            raise OpError(Code.INVALID_ARGUMENT, "llm.generate: give either prompt or messages")
+        request: Message = {"op": "job"}
+        for name in args.__struct_fields__:
+            value = getattr(args, name)
+            if name != "job_class" and value is not None:
+                request[name] = (
+                    [{"role": turn.role, "content": turn.content} for turn in value] if name == "messages" else value
+                )
+        self._submit(call, request, principal, JobClass[args.job_class.upper()])
+
+    def embed(self, call: Call, args: Embed, principal: str) -> None:
+        """Queue an embedding; `call` is answered when it is done."""
+        if not (self._models / EMBEDDER).is_dir():
+            raise OpError(Code.UNAVAILABLE, "no embedding model is installed", f"llmosctl model pull {EMBEDDER}")
+        self._submit(call, {"op": "embed", "texts": args.texts}, principal, JobClass.INTERACTIVE)
+
+    def open(self, principal: str) -> int:
+        """A new context."""
+        self._require()
+        number = next(self._ids)
+        self._contexts[number] = principal
+        self._post({"op": "open", "context": number})
+        return number
+
+    def close(self, number: int, principal: str) -> None:
+        """Raises `OpError(NOT_FOUND)` for another's."""
+        if self._contexts.get(number) != principal:
+            raise OpError(Code.NOT_FOUND, f"no context {number} of yours")
+        del self._contexts[number]
+        self._post({"op": "close", "context": number})
+
+    def drop(self, principal: str) -> None:
+        """A process has ended: so do its contexts."""
+        for number in [number for number, owner in self._contexts.items() if owner == principal]:
+            self.close(number, principal)
+
+    def loaded(self, call: Call) -> None:
+        """Answer `call` when the model that is being loaded is ready, or is not to be."""
+        self._loads.append(call)
+
+    # -- jobs ------------------------------------------------------------------------------------------------------
+
+    def _require(self) -> None:
+        if self.state == "none":
+            raise OpError(Code.UNAVAILABLE, "no model is installed", "llmosctl model pull smollm2-135m")
+        if self.state == "failed":
+            raise OpError(
+                Code.UNAVAILABLE,
+                f"the model cannot be loaded: {self.problem}",
+                "see `llmosctl logs core`, or load another model",
+            )
+
+    def _submit(self, call: Call, request: Message, principal: str, job_class: JobClass) -> None:
+        self._require()
+        job = Job(next(self._ids), principal, job_class)
+        inference = Inference(call, job, {**request, "job": job.id})
+        self._scheduler.submit(job)
+        self._jobs[job.id] = inference
+        call.on_end = lambda: self._cancel(inference)
+        if self._running is not None and not self._yielding and self._scheduler.preempts(job, self._running.job):
+            self._yielding = True
+            self._post({"op": "yield"})
+        self._dispatch()
+
+    def _cancel(self, inference: Inference) -> None:
+        """Its call has ended, for whatever reason; the core need not go on."""
+        if self._jobs.get(inference.job.id) is inference:
+            self._finish(inference)
+            if inference.posted:
+                self._post({"op": "cancel", "job": inference.job.id})
+
+    def _finish(self, inference: Inference) -> None:
+        self._jobs.pop(inference.job.id, None)
+        self._scheduler.remove(inference.job.id)
+
+    def _dispatch(self) -> None:
+        """Give the core its next quantum, if it has none."""
+        if self._running is not None or self.state != "ready":
+            return
+        chosen = self._scheduler.pick()
+        if chosen is None:
+            return
+        inference = self._running = self._jobs[chosen.job.id]
+        inference.first_run = inference.first_run or self._loop.clock()
+        if not inference.posted:
+            inference.posted = True
+            self._post(inference.request)
+            if inference.request["op"] == "embed":  # starts by itself
+                return
+        self._post({"op": "run", "job": chosen.job.id, "tokens": chosen.tokens})
+
+    # -- what the core says ----------------------------------------------------------------------------------------
+
+    def _from_core(self, frame: bytes) -> None:
+        self._handle(msgpack.unpackb(frame, max_ext_len=0))
+
+    def _handle(self, message: Message) -> None:
+        match message["op"]:
+            case "ready":
+                self.info = {**message["model"], "embedder": message["embedder"], "load_ms": message["load_ms"]}
+                log.info("model.ready", model=self.name, dur_ms=message["load_ms"], warnings=message.get("warnings"))
+                self._set("ready")
+                self._dispatch()
+            case "admitted":
+                inference = self._jobs.get(message["job"])
+                if inference is not None:
+                    inference.usage = {"prompt": message["prompt_tokens"], "cached": message["cached_tokens"]}
+            case "chunk":
+                self._chunk(message)
+            case "ran":
+                self._ran(message)
+            case "embedded":
+                self._embedded(message)
+            case "error":
+                self._error(message)
+
+    def _chunk(self, message: Message) -> None:
+        inference = self._jobs.get(message["job"])
+        if inference is not None:
+            inference.first_text = inference.first_text or self._loop.clock()
+            inference.text.append(message["text"])
+            inference.call.chunk({"text": message["text"], "tokens": message["tokens"]})
+
+    def _ran(self, message: Message) -> None:
+        inference = self._jobs.get(message["job"])
+        self._ended_quantum(message["job"])
+        if inference is not None:
+            prefill, decode = message["prefill"], message["decode"]
+            inference.usage["completion"] = inference.usage.get("completion", 0) + decode
+            self._scheduler.account(inference.job, prefill, decode)
+            if message["state"] == "done":
+                self._done(inference, message["finish"])
+        self._dispatch()
+
+    def _done(self, inference: Inference, finish: str) -> None:
+        self._finish(inference)
+        arrived, ended = inference.job.arrived, self._loop.clock()
+        timings = {
+            "queue": round((inference.first_run - arrived) * 1000, 1),
+            "first_text": round(((inference.first_text or ended) - arrived) * 1000, 1),
+            "total": round((ended - arrived) * 1000, 1),
+        }
+        inference.call.reply(
+            {"text": "".join(inference.text), "finish": finish, "usage": inference.usage, "timings": timings}
+        )
+        log.info(
+            "job.done",
+            job=inference.job.id,
+            principal=inference.job.principal,
+            finish=finish,
+            **inference.usage,
+            **timings,
+        )
+
+    def _embedded(self, message: Message) -> None:
+        inference = self._jobs.get(message["job"])
+        self._ended_quantum(message["job"])
+        if inference is not None:
+            self._scheduler.account(inference.job, sum(len(text) // 4 + 1 for text in inference.request["texts"]), 0)
+            self._finish(inference)
+            inference.call.reply({"dim": message["dim"], "vectors": message["vectors"]})
+        self._dispatch()
+
+    def _error(self, message: Message) -> None:
+        error = OpError.from_wire(message)
+        if message.get("about") == "load":
+            self.problem = str(error)
+            log.error("model.failed", model=self.name, err=error.detail)
+            self._set("failed")
+            return
+        number = message.get("job", 0)
+        inference = self._jobs.get(number)
+        if message.get("about") != "job":  # a `job` that is refused had a `run` behind it, which is answered too
+            self._ended_quantum(number)
+        if inference is not None:
+            self._finish(inference)
+            inference.call.fail(error)
+        self._dispatch()
+
+    def _ended_quantum(self, number: int) -> None:
+        if self._running is not None and self._running.job.id == number:
+            self._running, self._yielding = None, False
+
+    def _set(self, state: str) -> None:
+        self.state = state
+        self._changed()
+        if state == "ready" or state == "failed":
+            loads, self._loads = self._loads, []
+            for call in loads:
+                if state == "ready":
+                    call.reply({"model": self.info})
+                else:
+                    call.fail(OpError(Code.UNAVAILABLE, f"{self.name}: {self.problem}", "see `llmosctl logs core`"))
+            if state == "failed":
+                for inference in list(self._jobs.values()):
+                    self._finish(inference)
+                    inference.call.fail(OpError(Code.UNAVAILABLE, f"the model cannot be loaded: {self.problem}"))
+
+    def _post(self, message: Message) -> None:
+        if self._link is not None:
+            self._link.post(msgpack.packb(message))

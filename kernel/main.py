@@ -1,0 +1,168 @@
+"""Boot: a list of steps, and the loop. `python -m llmos.kernel [--home DIR] [--model NAME] [--tier A|B] [--ready-fd N]`."""
+
+from __future__ import annotations
+
+import argparse
+import fcntl
+import json
+import logging
+import os
+import signal
+import sys
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, NoReturn
+
+import structlog
+
+from llmos.ipc import paths
+from llmos.ipc.errors import Code, OpError
+from llmos.kernel import jail
+from llmos.kernel.journal import Journal
+from llmos.kernel.kernel import Kernel, Places
+from llmos.kernel.loop import Loop
+from llmos.kernel.process import LogRing
+from llmos.kernel.supervisor import private_directory
+
+EXIT = {Code.CONFLICT: 8, Code.NOT_FOUND: 3}
+"""Exit status by error; 1 for the others."""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run until SIGTERM, SIGINT or `sys.shutdown`."""
+    arguments = _arguments(argv)
+    ring = LogRing()
+    _set_up_logs(ring)
+    loop = Loop()
+    kernel = None
+    try:
+        report = _sandbox(arguments.tier)  # what this machine can confine, by trying
+        places = _places(arguments.home)  # directories of our own
+        lock = _lock(places)  # one kernel per runtime directory
+        kernel = Kernel(loop, places, Journal(places.state / "journal.db"), report, ring)
+        kernel.load_grants()  # who may do what
+        _write_token(places, kernel.user_token)  # what a person's programs prove themselves with
+        kernel.on_ready = lambda: _tell(
+            arguments.ready_fd, {"ready": True, "pid": os.getpid(), "seconds": round(kernel.ready_s, 3)}
+        )
+        _set_up_signals(kernel)
+        kernel.start_gate()  # from here on anybody can connect
+        kernel.start_drivers()
+        kernel.start_core(arguments.model or kernel.journal.get("model") if _known(kernel, arguments) else None)
+        loop.run()
+    except OpError as error:
+        _fail(arguments.ready_fd, error)
+    finally:
+        if kernel is not None:
+            kernel.supervisor.close()  # nobody outlives the kernel
+            kernel.journal.close()
+            for path in (paths.token_file(kernel.places.runtime), paths.bus_socket(kernel.places.runtime)):
+                path.unlink(missing_ok=True)
+        loop.close()
+    os.close(lock)
+    return 0
+
+
+def _arguments(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m llmos.kernel", description="The llmos kernel. People start it with `llmosctl up`."
+    )
+    parser.add_argument("--home", type=Path, default=Path.home(), help="the user's home: what ~ means in a capability")
+    parser.add_argument("--model", help="name of the model to load, in place of the default")
+    parser.add_argument(
+        "--tier", type=jail.Tier, default=jail.Tier.A, help="the weakest sandbox to accept: A (default) or B"
+    )
+    parser.add_argument(
+        "--ready-fd", type=int, default=-1, help="descriptor to write one line of JSON to, when ready or failed"
+    )
+    return parser.parse_args(argv)
+
+
+def _sandbox(tier: jail.Tier) -> jail.Report:
+    report = jail.probe()
+    try:
+        report.require(tier)
+    except jail.JailError as error:
+        raise OpError(Code.UNAVAILABLE, str(error), error.hint or None) from None
+    return report
+
+
+def _places(home: Path) -> Places:
+    if not home.is_dir():
+        raise OpError(Code.NOT_FOUND, f"{home} is not a directory", "give the user's home with --home")
+    runtime = private_directory(paths.runtime_dir())
+    bus = private_directory(paths.bus_socket(runtime).parent) / paths.bus_socket(runtime).name
+    if len(os.fsencode(bus)) > paths.MAX_SOCKET_PATH:
+        raise OpError(
+            Code.INVALID_ARGUMENT,
+            f"{bus} is longer than the {paths.MAX_SOCKET_PATH} bytes a socket's path may have",
+            "choose a shorter LLMOS_HOME",
+        )
+    return Places(home.resolve(), private_directory(paths.state_dir()), runtime, paths.models_dir())
+
+
+def _lock(places: Places) -> int:
+    lock = os.open(places.runtime / "kernel.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise OpError(
+            Code.CONFLICT, f"llmos is already running in {places.runtime}", "use it, or end it with `llmosctl down`"
+        ) from None
+    return lock
+
+
+def _write_token(places: Places, token: str) -> None:
+    path = paths.token_file(places.runtime)
+    path.unlink(missing_ok=True)
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as stream:
+        stream.write(token)
+
+
+def _known(kernel: Kernel, arguments: argparse.Namespace) -> bool:
+    """Whether the model asked for is there; one that was remembered and has been removed since is no reason not to boot."""
+    if arguments.model is not None:
+        return True
+    remembered = kernel.journal.get("model")
+    return remembered is not None and kernel.model.choose(remembered) is not None
+
+
+def _set_up_signals(kernel: Kernel) -> None:
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, lambda *_: None)  # the loop hears of it through the wake-up descriptor
+    kernel.supervisor.on_signal = lambda _: kernel.shutdown()
+
+
+def _set_up_logs(ring: LogRing) -> None:
+    renderer: Any = structlog.dev.ConsoleRenderer() if sys.stderr.isatty() else structlog.processors.JSONRenderer()
+
+    def keep(_logger: Any, _method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
+        ring.lines.append(" ".join(f"{key}={value}" for key, value in event.items() if value is not None))
+        return event
+
+    structlog.configure(
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            keep,
+            renderer,
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(
+            logging.DEBUG if os.environ.get("LLMOS_DEBUG") else logging.INFO
+        ),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        cache_logger_on_first_use=True,
+    )
+
+
+def _tell(fd: int, message: dict[str, Any]) -> None:
+    if fd >= 0:
+        with suppress(OSError):  # whoever waited has gone
+            os.write(fd, json.dumps(message).encode() + b"\n")
+            os.close(fd)
+
+
+def _fail(fd: int, error: OpError) -> NoReturn:
+    structlog.get_logger().error("boot.failed", err=error.code.value, detail=error.detail, hint=error.hint)
+    _tell(fd, {"error": error.to_wire()})
+    raise SystemExit(EXIT.get(error.code, 1))

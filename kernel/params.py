@@ -1,0 +1,43 @@
+"""Every limit of the kernel and the gate, with its unit and its meaning; wire limits are in `llmos.ipc.wire`."""
+
+# processes
+MAX_PROCESSES = 256  # alive at once, all kinds
+HELLO_S = 10.0  # seconds from start to `sys.hello` before a process is given up
+READY_S = 60.0  # seconds from start to `sys.ready`
+TERM_S = 2.0  # seconds between SIGTERM and SIGKILL
+RESTART_S = (0.02, 0.2, 1.0, 4.0, 15.0)  # seconds before the 1st, 2nd, … restart in a row
+CALM_S = 60.0  # seconds a process must live for its next crash to count as the first again
+LOG_LINES = 1000  # lines of stderr kept per process
+LOG_LINE = 2000  # characters kept of one line
+AGENT_MEMORY = 1 << 30  # bytes of address space of an agent
+DRIVER_MEMORY = 4 << 30  # bytes of address space of a driver; mapped libraries count
+
+# calls
+MAX_CALLS = 256  # in flight per caller; one more is BUSY
+MAILBOX = 64  # calls that wait for, or are being served by, one process; one more is BUSY
+SYSCALL_S = 30.0  # seconds a syscall without a deadline may take
+STREAM_BYTES = 256 * 1024  # bytes of a stream kept for a reader out of credit, beyond which it ends with BUSY
+
+# topics
+MAX_SUBSCRIPTIONS = 256  # per connection
+
+# inference
+MAX_JOBS = 128  # queued or running, all principals; one more is BUSY
+MAX_CONTEXTS = 64  # open at once
+QUANTUM = 64  # tokens a job runs before the scheduler is asked again, when nobody waits
+SLICE = 16  # the same when somebody waits
+AGING_S = 20.0  # seconds of waiting that lift a job by one class
+CLASS_WEIGHT_DEFAULT = 1.0  # share of a principal inside its class
+LOAD_S = 300.0  # seconds a model may take to load
+CORE_MEMORY = 64 << 30  # bytes of address space of the core: weights are mapped
+GENERATE_S = 600.0  # seconds an inference without a deadline may take
+
+# gate
+GATE_MEMORY = 768 << 20  # bytes of address space; a peer that makes libzmq buffer more kills its own connection
+GATE_FRAME = 1 << 20  # bytes of one ZMTP frame; a larger one disconnects its sender
+GATE_HWM = 1000  # messages queued per peer and direction
+GATE_RATE = 20_000.0  # messages per second per connection, sustained; more is answered BUSY
+GATE_BURST = 40_000.0  # messages above the rate at once
+GATE_PEERS = 4096  # connections known at once; the longest silent one is forgotten
+GATE_PEERS_PER_PROCESS = 64  # the same for one operating-system process
+PIPE_BACKLOG = 32 << 20  # bytes the kernel keeps for a gate that does not read, beyond which it is restarted

@@ -1,0 +1,262 @@
+"""Starts processes in their jails, notices when they end, and starts again those that should come back."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import shutil
+import signal
+import subprocess
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import structlog
+
+from llmos.ipc.errors import Code, OpError
+from llmos.kernel import params
+from llmos.kernel.jail import Jailed, JailError, Policy, Report, Tier, spawn
+from llmos.kernel.loop import Loop, Timer
+from llmos.kernel.process import Kind, Process, State, now
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True)
+class Command:
+    """How a process is to be started: made anew for every start, so that a restart sees today's grants."""
+
+    policy: Policy
+    module: str
+    args: Sequence[str] = ()
+    pass_fds: tuple[int, ...] = ()
+    """Handed to the process, and closed here once it has them."""
+
+
+class Supervisor:
+    """Owns every child of the kernel.
+
+    Args:
+        ended: called when a process has ended, after its resources are gone and before a restart is planned.
+        command: makes the `Command` of a process. Raises `OpError` when it cannot be started now.
+    """
+
+    def __init__(
+        self, loop: Loop, report: Report, command: Callable[[Process], Command], ended: Callable[[Process, str], None]
+    ) -> None:
+        self._loop = loop
+        self._report = report
+        self._command = command
+        self._ended = ended
+        self._children: dict[Process, Jailed] = {}
+        self._deadlines: dict[Process, Timer] = {}
+        self._stopping = False
+        read, write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        signal.set_wakeup_fd(write, warn_on_full_buffer=False)
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        self._signals = read
+        self.on_signal: Callable[[int], None] = lambda _: None
+        loop.watch(read, self._signalled)
+
+    @property
+    def tier(self) -> Tier:
+        return self._report.tier
+
+    def start(self, process: Process) -> None:
+        """Start it, or start it again. A start that fails at once counts as a crash; a jail that cannot be had fails it for good."""
+        process.state, process.status = State.STARTING, ""
+        process.started, process.born = now(), self._loop.clock()
+        process.fresh_token()
+        try:
+            command = self._command(process)
+            jailed = spawn(
+                command.policy,
+                command.module,
+                command.args,
+                layers=self._report.layers,
+                pass_fds=command.pass_fds,
+                stderr=subprocess.PIPE,
+            )
+        except (JailError, OpError, OSError) as error:
+            hint = getattr(error, "hint", "") or ""
+            self._give_up(process, f"{error}" + (f" ({hint})" if hint and hint not in str(error) else ""))
+            return
+        process.jailed = jailed
+        self._children[process] = jailed
+        self._loop.watch(jailed, lambda: self._started(process, jailed))
+        if jailed.stderr is not None:
+            os.set_blocking(jailed.stderr.fileno(), False)
+            self._loop.watch(jailed.stderr, lambda: self._drain(process, jailed))
+        for fd in command.pass_fds:
+            os.close(fd)
+        self._expect(process, params.LOAD_S if process.kind is Kind.CORE else params.HELLO_S, "it did not say hello")
+
+    def ready(self, process: Process) -> None:
+        """It serves now."""
+        process.state = State.READY
+        self._settle(process)
+
+    def greeted(self, process: Process) -> None:
+        """It said hello; now it has a while to get ready."""
+        if process.state is State.STARTING:
+            self._expect(process, params.READY_S, "it did not get ready")
+
+    def stop(self, process: Process, *, force: bool = False) -> None:
+        """End it: SIGTERM, and SIGKILL if that does not help. One that waits for a restart just ends."""
+        jailed = self._children.get(process)
+        if jailed is None:
+            self._settle(process)
+            process.state = State.ENDED
+            return
+        process.state = State.STOPPING
+        if force:
+            jailed.kill()
+        else:
+            jailed.terminate()
+            self._settle(process)
+            self._deadlines[process] = self._loop.later(params.TERM_S, jailed.kill)
+
+    def restart(self, process: Process) -> None:
+        """End it and start it again at once, as after a new grant."""
+        process.failures = 0
+        jailed = self._children.get(process)
+        if jailed is not None:
+            jailed.kill()
+        else:
+            self._settle(process)
+            self.start(process)
+
+    def stop_all(self) -> None:
+        """No restarts from now on; agents first, then drivers."""
+        self._stopping = True
+        for kind in (Kind.AGENT, Kind.DRIVER):
+            for process in [one for one in self._children if one.kind is kind]:
+                self.stop(process)
+
+    def close(self) -> None:
+        """Kill what is left and reap it."""
+        self._stopping = True
+        for process, jailed in list(self._children.items()):
+            jailed.kill()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                jailed.wait(params.TERM_S)
+            self._reap(process, jailed)
+        signal.set_wakeup_fd(-1)
+        self._loop.unwatch(self._signals)
+        os.close(self._signals)
+
+    def children(self, *kinds: Kind) -> int:
+        """How many are alive, of these kinds."""
+        return sum(process.kind in kinds for process in self._children)
+
+    # -- what happens ----------------------------------------------------------------------------------------------
+
+    def _signalled(self) -> None:
+        numbers = set(os.read(self._signals, 4096))
+        for process, jailed in list(self._children.items()):
+            if jailed.poll() is not None:
+                self._reap(process, jailed)
+        for number in numbers - {signal.SIGCHLD}:
+            self.on_signal(number)
+
+    def _started(self, process: Process, jailed: Jailed) -> None:
+        self._loop.unwatch(jailed)
+        try:
+            process.os_pid = jailed.started(timeout=0).pid
+        except (JailError, TimeoutError) as error:
+            process.status = str(error)
+            jailed.kill()
+
+    def _drain(self, process: Process, jailed: Jailed) -> None:
+        if jailed.stderr is None:
+            return
+        try:
+            block = os.read(jailed.stderr.fileno(), 65536)
+        except BlockingIOError:
+            return
+        if block:
+            process.log.feed(block)
+        else:
+            self._close_log(jailed)
+
+    def _close_log(self, jailed: Jailed) -> None:
+        if jailed.stderr is not None and not jailed.stderr.closed:
+            self._loop.unwatch(jailed.stderr)
+            jailed.stderr.close()
+
+    def _reap(self, process: Process, jailed: Jailed) -> None:
+        del self._children[process]
+        with contextlib.suppress(KeyError, ValueError):  # its outcome was never read
+            self._loop.unwatch(jailed)
+        with contextlib.suppress(ValueError, OSError):  # what it wrote last may say why it ended
+            self._drain(process, jailed)
+        self._close_log(jailed)
+        status = jailed.wait(0)
+        was = process.state
+        reason = process.status if was is not State.READY and process.status else _reason(status)
+        process.jailed, process.os_pid, process.token = None, 0, ""
+        self._settle(process)
+        log.info("process.ended", pid=process.pid, name=process.name, reason=reason, state=was.value)
+        log.debug("process.stderr", pid=process.pid, lines=list(process.log.lines)[-20:])
+        process.state = State.ENDED
+        self._ended(process, reason)
+        if process.kind is Kind.AGENT or self._stopping:
+            return
+        if was is State.STOPPING:  # it was asked to end, which is no crash
+            process.failures = 0
+        self._plan_restart(process, reason)
+
+    def _plan_restart(self, process: Process, reason: str) -> None:
+        lived = self._loop.clock() - process.born
+        process.failures = 1 if lived > params.CALM_S else process.failures + 1
+        if process.failures > len(params.RESTART_S):
+            self._give_up(process, f"it ended {process.failures} times in a row; the last time: {reason}")
+            return
+        process.state, process.status = State.WAITING, reason
+        process.restarts += 1
+        pause = params.RESTART_S[process.failures - 1] * random.uniform(0.8, 1.2)  # noqa: S311  (jitter, not a secret)
+        self._deadlines[process] = self._loop.later(pause, lambda: self.start(process))
+
+    def _give_up(self, process: Process, reason: str) -> None:
+        process.state, process.status = State.FAILED, reason
+        log.error("process.failed", pid=process.pid, name=process.name, reason=reason)
+        self._ended(process, reason)
+
+    def _expect(self, process: Process, seconds: float, otherwise: str) -> None:
+        self._settle(process)
+
+        def late() -> None:
+            process.status = f"{otherwise} within {seconds:.0f} s"
+            if process.jailed is not None:
+                process.jailed.kill()
+
+        self._deadlines[process] = self._loop.later(seconds, late)
+
+    def _settle(self, process: Process) -> None:
+        timer = self._deadlines.pop(process, None)
+        if timer is not None:
+            timer.cancel()
+
+
+def private_directory(path: Path) -> Path:
+    """A directory of our own, mode 0700, resolved. Raises `OpError(UNAVAILABLE)`."""
+    try:
+        path.mkdir(parents=True, exist_ok=True, mode=0o700)
+        return path.resolve()
+    except OSError as error:
+        raise OpError(Code.UNAVAILABLE, f"{path}: {error.strerror}", "choose another place with LLMOS_HOME") from None
+
+
+def remove_tree(path: Path) -> None:
+    """A scratch directory whose owner has ended."""
+    shutil.rmtree(path, ignore_errors=True)
+
+
+def _reason(status: int) -> str:
+    if status < 0:
+        try:
+            return f"killed by {signal.Signals(-status).name}"
+        except ValueError:
+            return f"killed by signal {-status}"
+    return f"exit status {status}"

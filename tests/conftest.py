@@ -1,0 +1,47 @@
+"""What every test gets: its own place for the system's files, and a check that it leaves nothing running."""
+
+from __future__ import annotations
+
+import gc
+import os
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+
+def _children() -> set[int]:
+    """Processes that this one started and that are alive. Source: proc(5)."""
+    found = set()
+    for task in Path("/proc/self/task").iterdir():
+        try:
+            found |= {int(pid) for pid in (task / "children").read_text().split()}
+        except OSError:
+            continue
+    return found
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_behind() -> Iterator[None]:
+    """Fails a test that leaves a process, a thread or a descriptor to a socket behind."""
+    children, threads = _children(), set(threading.enumerate())
+    yield
+    end = time.monotonic() + 3
+    while time.monotonic() < end:
+        left_children = _children() - children
+        left_threads = [thread for thread in threading.enumerate() if thread not in threads and not thread.daemon]
+        if not left_children and not left_threads:
+            return
+        gc.collect()
+        time.sleep(0.02)
+    pytest.fail(f"left behind: processes {sorted(left_children)}, threads {[thread.name for thread in left_threads]}")
+
+
+@pytest.fixture
+def llmos_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A directory of the test's own for state, sockets and models; short, because a socket's path must be."""
+    home = tmp_path_factory.mktemp("os")
+    monkeypatch.setenv("LLMOS_HOME", os.fspath(home))
+    return home
