@@ -13,7 +13,7 @@ import socket
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -107,7 +107,7 @@ class Connection:
     """
 
     def __init__(self, address: Path | None = None, token: str | None = None, client: str = "") -> None:
-        self._path = address or Path(os.environ.get("LLMOS_BUS") or paths.bus_socket(paths.runtime_dir()))
+        self.path = address or Path(os.environ.get("LLMOS_BUS") or paths.bus_socket(paths.runtime_dir()))
         self._token = token or os.environ.get("LLMOS_TOKEN")
         self._client = client
         self._pid = os.getpid()
@@ -171,7 +171,7 @@ class Connection:
         self._greet()
         return self._start(op, args or {}, timeout, parent)
 
-    def subscribe(self, topic: str) -> Iterator[Event]:
+    def subscribe(self, topic: str) -> Generator[Event, None, None]:
         """Events of every topic that matches, for ever; it ends with `PEER_DIED` when the gate restarts, `CANCELLED` on close."""
         mailbox = _Mailbox(topic)
         self._greet()
@@ -184,7 +184,7 @@ class Connection:
             raise
         return self._receive_events(number, mailbox)
 
-    def _receive_events(self, number: int, mailbox: _Mailbox) -> Iterator[Event]:
+    def _receive_events(self, number: int, mailbox: _Mailbox) -> Generator[Event, None, None]:
         events = mailbox.events
         try:
             while True:
@@ -258,12 +258,12 @@ class Connection:
                 raise OpError(Code.INVALID_ARGUMENT, "a connection does not survive fork; open one in the child")
             self._connect()
             try:
-                stream = self._start("sys.hello", {"token": self._read_token(), "client": self._client}, HELLO_S, 0)
+                stream = self._start("sys.hello", {"token": self.token, "client": self._client}, HELLO_S, 0)
                 self.hello = stream.finish()
             except OpError as error:
                 if error.code in (Code.TIMEOUT, Code.PEER_DIED):
                     raise Unreachable(
-                        f"the kernel at {self._path} does not answer", "see `llmosctl logs kernel`"
+                        f"the kernel at {self.path} does not answer", "see `llmosctl logs kernel`"
                     ) from None
                 raise
             self.badge = str(self.hello.get("badge", ""))
@@ -271,10 +271,12 @@ class Connection:
         if self.on_greeted is not None:
             self.on_greeted()
 
-    def _read_token(self) -> str:
+    @property
+    def token(self) -> str:
+        """What it proves itself with. Raises `Unreachable` when there is none to be found."""
         if self._token:
             return self._token
-        path = paths.token_file(self._path.parent.parent)
+        path = paths.token_file(self.path.parent.parent)
         try:
             return path.read_text().strip()
         except OSError as error:
@@ -283,11 +285,11 @@ class Connection:
     def _connect(self) -> None:
         probe = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
-            probe.connect(os.fspath(self._path))
+            probe.connect(os.fspath(self.path))
         except FileNotFoundError:
             raise Unreachable("llmos is not running", "start it with `llmosctl up`") from None
         except OSError as error:
-            raise Unreachable(f"{self._path}: {error.strerror}", "start it with `llmosctl up`") from None
+            raise Unreachable(f"{self.path}: {error.strerror}", "start it with `llmosctl up`") from None
         finally:
             probe.close()
         with self._changed:
@@ -299,7 +301,7 @@ class Connection:
             made.set(zmq.RECONNECT_IVL, -1)
             made.set(zmq.MAXMSGSIZE, 1 << 20)
             self._monitor = made.get_monitor_socket(zmq.EVENT_DISCONNECTED | zmq.EVENT_HANDSHAKE_FAILED_AUTH)
-            made.connect(f"ipc://{self._path}")
+            made.connect(f"ipc://{self.path}")
             self._socket = made
 
     def _disconnect(self) -> None:
@@ -355,19 +357,21 @@ class Connection:
     def _poll(self, left: float | None) -> None:
         if self._socket is None or self._monitor is None:
             raise Unreachable("the connection is closed")
-        poller = zmq.Poller()
-        poller.register(self._socket, zmq.POLLIN | (zmq.POLLOUT if self._outbox else 0))
-        poller.register(self._monitor, zmq.POLLIN)
-        poller.register(self._wake_r, zmq.POLLIN)
-        ready = dict(poller.poll(None if left is None else max(0, int(left * 1000) + 1)))
-        if self._wake_r in ready:
-            os.read(self._wake_r, 4096)
-        if ready.get(self._socket, 0) & zmq.POLLIN:
-            with contextlib.suppress(zmq.Again):
-                while True:
-                    self._take(self._socket.recv_multipart(zmq.NOBLOCK))
-        if self._monitor in ready:
-            self._lost()
+        watched: list[Any] = [
+            (self._socket, zmq.POLLIN | (zmq.POLLOUT if self._outbox else 0)),
+            (self._monitor, zmq.POLLIN),
+            (self._wake_r, zmq.POLLIN),
+        ]
+        ready: list[tuple[Any, int]] = zmq.zmq_poll(watched, -1 if left is None else max(0, int(left * 1000) + 1))
+        for source, events in ready:
+            if source is self._socket and events & zmq.POLLIN:
+                with contextlib.suppress(zmq.Again):
+                    while True:
+                        self._take(self._socket.recv_multipart(zmq.NOBLOCK))
+            elif source is self._monitor:
+                self._lost()
+            elif source == self._wake_r:
+                os.read(self._wake_r, 4096)
 
     def _lost(self) -> bool:
         """Whether the gate has gone; fails what waited for it."""

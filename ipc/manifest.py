@@ -12,7 +12,7 @@ import tomllib
 from collections.abc import Iterator
 from importlib.machinery import PathFinder
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 from msgspec import Meta
@@ -25,6 +25,7 @@ MAX_MANIFEST = 128 * 1024
 
 ArgType = Literal["string", "integer", "number", "boolean", "array", "object"]
 Role = Literal["", "query", "period", "host", "path", "count", "cursor"]
+_M = TypeVar("_M")
 _PYTHON: dict[str, tuple[type, ...]] = {
     "string": (str,),
     "integer": (int,),
@@ -192,7 +193,7 @@ def _package_directory(module: str) -> Path | None:
     return Path(spec.origin).parent
 
 
-def _load(path: Path, kind: type[Any]) -> Any:
+def _load(path: Path, kind: type[_M]) -> _M:
     try:
         with path.open("rb") as stream:
             raw = stream.read(MAX_MANIFEST + 1)

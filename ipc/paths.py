@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 import platformdirs
@@ -24,9 +25,11 @@ def models_dir() -> Path:
 
 
 def runtime_dir() -> Path:
-    """Sockets and the user's token; mode 0700."""
+    """Sockets and the user's token; mode 0700. Beside the state where a login session gives no place of its own."""
     home = os.environ.get("LLMOS_HOME")
-    return Path(home) / "run" if home else platformdirs.user_runtime_path("llmos")
+    if home or (sys.platform == "linux" and not os.environ.get("XDG_RUNTIME_DIR")):
+        return state_dir() / "run"  # never the shared /tmp, where another user may have been first
+    return platformdirs.user_runtime_path("llmos")
 
 
 def bus_socket(runtime: Path) -> Path:

@@ -119,7 +119,7 @@ class Syscall(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 # -- sys: the system itself --------------------------------------------------------------------------------------------
 
 
-class Hello(Syscall):
+class Hello(Syscall, frozen=True):
     """First call on every connection: proves who is calling. → `{badge, pid, version, home}`
 
     `token` is in the environment of a process that the kernel started (`LLMOS_TOKEN`), and in the file `user.token` of the
@@ -133,14 +133,14 @@ class Hello(Syscall):
     client: Annotated[str, Meta(max_length=80)] = ""
 
 
-class Ping(Syscall):
+class Ping(Syscall, frozen=True):
     """→ `{}`. What it costs is the bus's own cost."""
 
     OP = "sys.ping"
     RIGHT = None
 
 
-class Ready(Syscall):
+class Ready(Syscall, frozen=True):
     """A driver or an agent says that it serves calls now. → `{}`
 
     `status` is one line for people: what works and what is missing ("2 of 3 profiles readable").
@@ -151,21 +151,24 @@ class Ready(Syscall):
     status: Annotated[str, Meta(max_length=500)] = ""
 
 
-class Status(Syscall):
-    """→ `{version, uptime_s, ready_s, pid, rss_mb, home, tier, model, counts}`; `model.state` is one of `none starting loading ready failed`."""
+class Status(Syscall, frozen=True):
+    """→ `{version, uptime_s, ready_s, pid, rss_mb, home, tier, model, counts}`.
+
+    `model.state` is one of `none starting loading ready failed`.
+    """
 
     OP = "sys.status"
     RIGHT = "sys.read"
 
 
-class Ops(Syscall):
+class Ops(Syscall, frozen=True):
     """The ops the caller's capabilities reach. → `{ops: [{op, summary, effect, utterances, control, args, tags}]}`"""
 
     OP = "sys.ops"
     RIGHT = None
 
 
-class Shutdown(Syscall):
+class Shutdown(Syscall, frozen=True):
     """Ends the system in order: agents, drivers, core, gate. → `{}` before it begins."""
 
     OP = "sys.shutdown"
@@ -175,7 +178,7 @@ class Shutdown(Syscall):
 # -- proc: processes ---------------------------------------------------------------------------------------------------
 
 
-class Spawn(Syscall):
+class Spawn(Syscall, frozen=True):
     """Starts an agent as a process of its own, in a jail. → `{pid}`; with `wait`, chunks of what it emits, then `{pid, result}`.
 
     `allow` lists the capabilities it is born with, each derived from one the caller holds; None takes what its manifest
@@ -192,14 +195,14 @@ class Spawn(Syscall):
     wait: bool = False
 
 
-class ListProcesses(Syscall):
+class ListProcesses(Syscall, frozen=True):
     """→ `{processes: [{pid, name, kind, state, parent, os_pid, started, restarts, rss_mb, cpu_s, calls, status}]}`"""
 
     OP = "proc.list"
     RIGHT = "proc.read"
 
 
-class Kill(Syscall):
+class Kill(Syscall, frozen=True):
     """Ends a process: SIGTERM, then SIGKILL after two seconds; `force` skips the first. → `{}`. Drivers come back."""
 
     OP = "proc.kill"
@@ -208,7 +211,7 @@ class Kill(Syscall):
     force: bool = False
 
 
-class Logs(Syscall):
+class Logs(Syscall, frozen=True):
     """The last lines a process wrote to stderr, oldest first. → `{name, lines: [str]}`"""
 
     OP = "proc.logs"
@@ -217,7 +220,7 @@ class Logs(Syscall):
     lines: Annotated[int, Meta(ge=1, le=1000)] = 100
 
 
-class Emit(Syscall):
+class Emit(Syscall, frozen=True):
     """An agent tells whoever waits for it how it is doing. → `{}` once it is on its way, so that a slow reader slows the agent."""
 
     OP = "proc.emit"
@@ -225,7 +228,7 @@ class Emit(Syscall):
     data: dict[str, Any]
 
 
-class Exit(Syscall):
+class Exit(Syscall, frozen=True):
     """An agent's result; the process should end after it. → `{}`"""
 
     OP = "proc.exit"
@@ -237,7 +240,7 @@ class Exit(Syscall):
 # -- bus: topics -------------------------------------------------------------------------------------------------------
 
 
-class Publish(Syscall):
+class Publish(Syscall, frozen=True):
     """Sends an event to everyone who subscribed. → `{receivers}`, how many mailboxes it went to."""
 
     OP = "bus.publish"
@@ -247,7 +250,7 @@ class Publish(Syscall):
     data: dict[str, Any] = {}
 
 
-class Subscribe(Syscall):
+class Subscribe(Syscall, frozen=True):
     """Events of every topic that matches, from now on. → `{subscription}`
 
     A pattern is a topic, in which `*` stands for one level, or at its end for all the rest: `mail.*`. The topics that the
@@ -260,7 +263,7 @@ class Subscribe(Syscall):
     topic: TopicPattern
 
 
-class Unsubscribe(Syscall):
+class Unsubscribe(Syscall, frozen=True):
     """→ `{}`. Errors: `NOT_FOUND`."""
 
     OP = "bus.unsubscribe"
@@ -278,8 +281,8 @@ class Message(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     content: str
 
 
-class Generate(Syscall):
-    """Tokens from the model. Chunks `{text, tokens}`, then `{text, finish, usage: {prompt, cached, completion}, timings}`.
+class Generate(Syscall, frozen=True):
+    """Tokens from the model. → chunks `{text, tokens}`, then `{text, finish, usage: {prompt, cached, completion}, timings}`.
 
     Exactly one of `prompt` (raw text) and `messages`. `schema` (JSON Schema), `regex` and `choices` constrain the output; at
     most one. `temperature` 0 is greedy. `finish` is `stop`, `eos`, `length` or `cancelled`. `job_class` may not be sooner than
@@ -308,14 +311,14 @@ class Generate(Syscall):
     job_class: Annotated[str, Meta(pattern="^(interactive|event|background)$")] = "interactive"
 
 
-class OpenContext(Syscall):
+class OpenContext(Syscall, frozen=True):
     """A context keeps its tokens' KV between calls to `llm.generate`. → `{context}`. It ends with its owner."""
 
     OP = "llm.open"
     RIGHT = "llm.generate"
 
 
-class CloseContext(Syscall):
+class CloseContext(Syscall, frozen=True):
     """→ `{}`. Errors: `NOT_FOUND` (none of the caller's)."""
 
     OP = "llm.close"
@@ -323,7 +326,7 @@ class CloseContext(Syscall):
     context: Positive
 
 
-class Embed(Syscall):
+class Embed(Syscall, frozen=True):
     """Vectors of texts. → `{dim, vectors}`, `vectors` being n·dim little-endian float32, each row of length 1.
 
     Over 40 texts exceed a reply's 64 KiB at 384 dimensions: send them in batches; the SDK does.
@@ -334,7 +337,7 @@ class Embed(Syscall):
     texts: Annotated[list[Annotated[str, Meta(max_length=8000)]], Meta(min_length=1, max_length=40)]
 
 
-class LoadModel(Syscall):
+class LoadModel(Syscall, frozen=True):
     """Makes a model of the store the default and loads it. → `{model}` once it is loaded."""
 
     OP = "llm.load"
@@ -345,7 +348,7 @@ class LoadModel(Syscall):
 # -- fn: functions that a running program lends to the model -----------------------------------------------------------
 
 
-class Register(Syscall):
+class Register(Syscall, frozen=True):
     """Offers `app.NAME` to whoever may call it, until the connection ends. → `{op}`
 
     `args` is like a manifest's: name → `{type, description, default?, enum?, role?}`. Calls arrive as `call` messages.
@@ -362,7 +365,7 @@ class Register(Syscall):
     effect: Effect = Effect.EXEC
 
 
-class Unregister(Syscall):
+class Unregister(Syscall, frozen=True):
     """→ `{}`. Errors: `NOT_FOUND` (none of the caller's)."""
 
     OP = "fn.unregister"
@@ -373,7 +376,7 @@ class Unregister(Syscall):
 # -- perm, driver: what the user decides -------------------------------------------------------------------------------
 
 
-class Grant(Syscall):
+class Grant(Syscall, frozen=True):
     """Gives a holder (a driver, a program, an app) a capability, kept across restarts. → `{id, cap}`
 
     A driver whose jail this widens is restarted. Errors: `INVALID_ARGUMENT` (not a capability), `NOT_FOUND` (no such holder).
@@ -385,7 +388,7 @@ class Grant(Syscall):
     cap: Annotated[str, Meta(max_length=400)]
 
 
-class Revoke(Syscall):
+class Revoke(Syscall, frozen=True):
     """Takes a capability back with all that was derived from it. → `{revoked}`, how many. Errors: `NOT_FOUND`."""
 
     OP = "perm.revoke"
@@ -393,7 +396,7 @@ class Revoke(Syscall):
     id: Annotated[str, Meta(max_length=40)]
 
 
-class ListGrants(Syscall):
+class ListGrants(Syscall, frozen=True):
     """→ `{caps: [{id, parent, holder, cap, origin}], requests: [{holder, cap, granted}]}`"""
 
     OP = "perm.list"
@@ -401,14 +404,14 @@ class ListGrants(Syscall):
     holder: str = ""
 
 
-class ListDrivers(Syscall):
+class ListDrivers(Syscall, frozen=True):
     """→ `{drivers: [{name, version, summary, state, status, pid, ops, requests}]}`"""
 
     OP = "driver.list"
     RIGHT = "driver.read"
 
 
-class ShowDriver(Syscall):
+class ShowDriver(Syscall, frozen=True):
     """→ the driver's manifest, state, and grants. Errors: `NOT_FOUND`."""
 
     OP = "driver.show"

@@ -123,7 +123,13 @@ class Table:
         self._ids = itertools.count(1)
 
     def mint(
-        self, holder: str, right: Right, origin: str, *, parent: str | None = None, id: str | None = None
+        self,
+        holder: str,
+        right: Right,
+        origin: str,
+        *,
+        parent: str | None = None,
+        id: str | None = None,  # noqa: A002
     ) -> Capability:
         """A new capability. Only the kernel calls this: on boot, and for what the user grants."""
         if id is not None:

@@ -20,6 +20,8 @@ import time
 from collections import OrderedDict
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import zmq
 
@@ -92,35 +94,29 @@ class Gate:
         self._router.set(zmq.ZAP_DOMAIN, DOMAIN.encode())
         self._router.set(zmq.ZAP_ENFORCE_DOMAIN, 1)
         with suppress(FileNotFoundError):
-            os.unlink(path)
+            Path(path).unlink()
         self._router.bind(f"ipc://{path}")
 
     def run(self) -> None:
         """Until the kernel closes the pipe."""
         self._pipe.post(b"U")
-        poller = zmq.Poller()
-        poller.register(self._zap, zmq.POLLIN)
-        poller.register(self._router, zmq.POLLIN)
-        poller.register(self._pipe.fileno(), zmq.POLLIN)
+        pipe = self._pipe.fileno()
         with suppress(PeerGone):
             while True:
-                self._watch_backlog(poller)
-                for ready, events in poller.poll():
-                    if ready is self._router:
+                behind = self._pipe.pending
+                watched: list[Any] = [(self._zap, zmq.POLLIN), (pipe, zmq.POLLIN | (zmq.POLLOUT if behind else 0))]
+                if behind <= wire.MAX_PIPE:  # otherwise peers wait in libzmq's bounded queues instead of in our memory
+                    watched.append((self._router, zmq.POLLIN))
+                for source, events in zmq.zmq_poll(watched, -1):
+                    if source is self._router:
                         self._from_peers()
-                    elif ready is self._zap:
+                    elif source is self._zap:
                         self._authenticate()
                     else:
                         if events & zmq.POLLOUT:
                             self._pipe.flush()
                         if events & zmq.POLLIN:
                             self._from_kernel()
-
-    def _watch_backlog(self, poller: zmq.Poller) -> None:
-        """While the kernel is slow to read, peers wait in libzmq's bounded queues instead of in our memory."""
-        behind = self._pipe.pending > 0
-        poller.modify(self._pipe.fileno(), zmq.POLLIN | (zmq.POLLOUT if behind else 0))
-        poller.modify(self._router, 0 if self._pipe.pending > wire.MAX_PIPE else zmq.POLLIN)
 
     # -- peers -----------------------------------------------------------------------------------------------------
 

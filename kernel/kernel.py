@@ -5,13 +5,13 @@ receive (from the gate) → decide (who is it, may it) → act (a syscall, or ha
 
 from __future__ import annotations
 
-import json
 import os
 import secrets
+import shutil
 import socket
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import structlog
@@ -21,30 +21,20 @@ from llmos.ipc import paths, protocol, wire
 from llmos.ipc.errors import Code, OpError
 from llmos.ipc.protocol import Header, pack_header, parse_header
 from llmos.ipc.protocol import Kind as Message
-from llmos.kernel import gate, jail, params, syscalls
+from llmos.kernel import gate, jail, launch, params, syscalls
 from llmos.kernel.bus import Bus
 from llmos.kernel.calls import Call, Calls
 from llmos.kernel.capability import USER, Capability, Right, Table, normal_value
 from llmos.kernel.inference import Model
 from llmos.kernel.journal import Journal
+from llmos.kernel.launch import Places
 from llmos.kernel.link import Link
-from llmos.kernel.loop import Loop
+from llmos.kernel.loop import Loop, Timer
 from llmos.kernel.process import Kind, LogRing, Process, ProcessTable, State, now
 from llmos.kernel.programs import Programs
-from llmos.kernel.supervisor import Command, Supervisor, private_directory, remove_tree
+from llmos.kernel.supervisor import Command, Supervisor
 
 log = structlog.get_logger()
-
-
-@dataclass(frozen=True)
-class Places:
-    """Where this system lives, resolved."""
-
-    home: Path
-    """The user's home: what `~` means in a capability."""
-    state: Path
-    runtime: Path
-    models: Path
 
 
 @dataclass(eq=False)
@@ -80,6 +70,7 @@ class Kernel:
         self.log_ring = log_ring
         self.booted = loop.clock()
         self.ready_s = 0.0
+        self.on_ready: Callable[[], None] = lambda: None
         self.caps = Table()
         self.bus = Bus()
         self.programs = Programs()
@@ -98,6 +89,7 @@ class Kernel:
         self._gate: Link | None = None
         self._gate_process: Process | None = None
         self._core_process: Process | None = None
+        self._core_start: Timer | None = None
         self.user_token = secrets.token_hex(16)
         self.stopping = False
 
@@ -111,18 +103,38 @@ class Kernel:
         for name, manifest in self.programs.drivers.items():
             self.supervisor.start(self.processes.add(Kind.DRIVER, name, manifest=manifest))
 
-    def start_core(self, name: str | None) -> None:
-        """Load a model, in place of the one that is loaded. Raises `OpError(NOT_FOUND)` for one that is not in the store."""
+    def choose_model(self, name: str | None) -> None:
+        """The model of this run: the one named, else the one last chosen, else a default. Raises `OpError(NOT_FOUND)`.
+
+        It is loaded after the drivers have started, so that it does not hold them up.
+        """
+        remembered = self.journal.get("model")
+        if name is None and remembered is not None and self.model.choose(remembered) is not None:
+            name = remembered  # one that has been removed since is no reason not to boot
+        self.model.name = self._present(name)
+        if self.model.name is not None:
+            self.model.state = "starting"
+            self._core_start = self.loop.later(params.CORE_START_S, self._start_core)
+
+    def load_model(self, name: str) -> None:
+        """Take another model, from now on. Raises `OpError(NOT_FOUND)`."""
+        self.model.name = self._present(name)
+        self._start_core()
+
+    def _present(self, name: str | None) -> str | None:
         chosen = self.model.choose(name)
-        if chosen is None:
-            if name is not None:
-                raise OpError(
-                    Code.NOT_FOUND,
-                    f"no model {name!r} is installed",
-                    f"llmosctl model pull {name}, or see `llmosctl model ls`",
-                )
-            return
-        self.model.name = chosen
+        if chosen is None and name is not None:
+            raise OpError(
+                Code.NOT_FOUND,
+                f"no model {name!r} is installed",
+                f"llmosctl model pull {name}, or see `llmosctl model ls`",
+            )
+        return chosen
+
+    def _start_core(self) -> None:
+        if self._core_start is not None:
+            self._core_start.cancel()
+            self._core_start = None
         if self._core_process is None:
             self._core_process = self.processes.add(Kind.CORE, "core")
             self.supervisor.start(self._core_process)
@@ -411,10 +423,9 @@ class Kernel:
         if not self.ready_s and all(process.state not in (State.STARTING, State.WAITING) for process in boot):
             self.ready_s = self.loop.clock() - self.booted
             log.info("boot.ready", dur_ms=round(self.ready_s * 1000))
+            if self._core_start is not None:
+                self._start_core()
             self.on_ready()
-
-    def on_ready(self) -> None:
-        """Replaced by whoever wants to know."""
 
     # -- processes -------------------------------------------------------------------------------------------------
 
@@ -440,73 +451,14 @@ class Kernel:
         return process
 
     def _command(self, process: Process) -> Command:
-        """How to start a process, from its manifest and today's grants."""
+        """How to start a process, as of now."""
         if process.kind is Kind.GATE:
             ours, theirs = socket.socketpair()
             self._gate = Link(self.loop, ours, self._from_gate)
-            path = paths.bus_socket(self.places.runtime)
-            policy = jail.Policy(
-                write=(path.parent,),
-                kernel_modules=("gate", "params"),
-                share_pid=True,
-                limits=jail.Limits(address_space=params.GATE_MEMORY, open_files=params.GATE_PEERS + 256),
-                tier=self.report.tier,
-            )
-            return Command(policy, "llmos.kernel.gate", (str(theirs.fileno()), str(path)), (theirs.detach(),))
+            return launch.gate(theirs.detach(), paths.bus_socket(self.places.runtime), self.report.tier)
         if process.kind is Kind.CORE:
-            fd = self.model.attach()
-            policy = jail.Policy(
-                read=tuple(self.model.folders()),
-                kernel_modules=("core",),
-                limits=jail.Limits(address_space=params.CORE_MEMORY),
-                allow_fork=False,
-                tier=self.report.tier,
-            )
-            return Command(policy, "llmos.kernel.core", ("--fd", str(fd)), (fd,))
-        return self._program_command(process)
-
-    def _program_command(self, process: Process) -> Command:
-        driver = process.kind is Kind.DRIVER
-        assert process.manifest is not None  # noqa: S101  (drivers and agents are made from one)
-        base = self.places.state / ("drivers" if driver else "agents")
-        state = private_directory(base / (process.program if driver else str(process.pid)))
-        read, write = (self._granted_paths(process.name, verb) for verb in ("read", "write"))
-        config = {
-            "kind": process.kind.value,
-            "name": process.name,
-            "manifest": str(Path(process.manifest.directory) / ("manifest.toml" if driver else "agent.toml")),
-            "state": str(state),
-            "home": str(self.places.home),
-            "roots": [str(path) for path in (*read, *write)],
-            "writable": [str(path) for path in write],
-            "settings": {},
-            "args": process.args,
-            "tz": _zone(),
-        }
-        bus = paths.bus_socket(self.places.runtime)
-        policy = jail.Policy(
-            read=(bus.parent, *read),
-            write=(state, *write),
-            env={
-                "LLMOS_BUS": str(bus),
-                "LLMOS_TOKEN": process.token,
-                "LLMOS_CONFIG": json.dumps(config),
-                "TZ": _zone(),
-            },
-            limits=jail.Limits(address_space=params.DRIVER_MEMORY if driver else params.AGENT_MEMORY),
-            tier=self.report.tier,
-        )
-        return Command(policy, "llmos.drivers.host" if driver else "llmos.userland.agent")
-
-    def _granted_paths(self, holder: str, verb: str) -> list[Path]:
-        """What of the file system a holder's jail shows it: what was granted and is there, by its real name."""
-        granted = [
-            Path(path)
-            for cap in self.caps.held(holder)
-            if cap.right.object == "fs" and cap.right.verb in (verb, "*")
-            for path in cap.right.scope.get("path", ())
-        ]
-        return sorted({path.resolve() for path in granted if path.exists()})
+            return launch.core(self.model.attach(), self.model.folders(), self.report.tier)
+        return launch.program(process, self.places, self.caps.held(process.name), self.report.tier)
 
     def _process_ended(self, process: Process, reason: str) -> None:
         """Its calls fail, its contexts and capabilities go; the supervisor sees to its return."""
@@ -536,7 +488,7 @@ class Kernel:
                 )
             self.caps.drop(process.name)
             self.processes.remove(process)
-            remove_tree(self.places.state / "agents" / str(process.pid))
+            shutil.rmtree(launch.scratch(process, self.places), ignore_errors=True)
         elif process.state is State.FAILED:
             for call, _, _ in self._queues.pop(process.pid, []):
                 call.fail(OpError(Code.UNAVAILABLE, f"the driver {process.name} does not run: {reason}"))
@@ -580,13 +532,3 @@ class Kernel:
         if self.model.state == "ready" and self._core_process is not None:
             self.supervisor.ready(self._core_process)
         self.publish("sys.model", {"state": self.model.state, "model": self.model.name or ""}, "kernel")
-
-
-def _zone() -> str:
-    """The IANA name of the machine's time zone; UTC when it has none."""
-    if os.environ.get("TZ"):
-        return os.environ["TZ"]
-    try:
-        return os.readlink("/etc/localtime").partition("zoneinfo/")[2] or "UTC"
-    except OSError:
-        return "UTC"

@@ -19,10 +19,10 @@ from llmos.ipc import paths
 from llmos.ipc.errors import Code, OpError
 from llmos.kernel import jail
 from llmos.kernel.journal import Journal
-from llmos.kernel.kernel import Kernel, Places
+from llmos.kernel.kernel import Kernel
+from llmos.kernel.launch import Places, private_directory
 from llmos.kernel.loop import Loop
 from llmos.kernel.process import LogRing
-from llmos.kernel.supervisor import private_directory
 
 EXIT = {Code.CONFLICT: 8, Code.NOT_FOUND: 3}
 """Exit status by error; 1 for the others."""
@@ -48,7 +48,7 @@ def main(argv: list[str] | None = None) -> int:
         _set_up_signals(kernel)
         kernel.start_gate()  # from here on anybody can connect
         kernel.start_drivers()
-        kernel.start_core(arguments.model or kernel.journal.get("model") if _known(kernel, arguments) else None)
+        kernel.choose_model(arguments.model)  # loaded once the drivers are up
         loop.run()
     except OpError as error:
         _fail(arguments.ready_fd, error)
@@ -117,14 +117,6 @@ def _write_token(places: Places, token: str) -> None:
     path.unlink(missing_ok=True)
     with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as stream:
         stream.write(token)
-
-
-def _known(kernel: Kernel, arguments: argparse.Namespace) -> bool:
-    """Whether the model asked for is there; one that was remembered and has been removed since is no reason not to boot."""
-    if arguments.model is not None:
-        return True
-    remembered = kernel.journal.get("model")
-    return remembered is not None and kernel.model.choose(remembered) is not None
 
 
 def _set_up_signals(kernel: Kernel) -> None:

@@ -28,6 +28,7 @@ QUANTUM = 64  # tokens a job runs before the scheduler is asked again, when nobo
 SLICE = 16  # the same when somebody waits
 AGING_S = 20.0  # seconds of waiting that lift a job by one class
 CLASS_WEIGHT_DEFAULT = 1.0  # share of a principal inside its class
+CORE_START_S = 2.0  # seconds after boot began at which the model is loaded although a driver is still starting
 LOAD_S = 300.0  # seconds a model may take to load
 CORE_MEMORY = 64 << 30  # bytes of address space of the core: weights are mapped
 GENERATE_S = 600.0  # seconds an inference without a deadline may take

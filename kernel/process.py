@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
+from pathlib import Path
 from typing import Any
 
 from llmos.ipc.errors import Code, OpError
@@ -183,8 +184,7 @@ def now() -> float:
 def _usage(os_pid: int) -> tuple[float, float]:
     """Resident MB and processor seconds; zeros for a process that has gone. Source: proc(5)."""
     try:
-        with open(f"/proc/{os_pid}/stat", "rb") as stream:
-            fields = stream.read().rpartition(b")")[2].split()
+        fields = Path(f"/proc/{os_pid}/stat").read_bytes().rpartition(b")")[2].split()
         return round(int(fields[21]) * _PAGE / 1e6, 1), (int(fields[11]) + int(fields[12])) / _TICK
     except (OSError, IndexError):
         return 0.0, 0.0

@@ -5,16 +5,14 @@ from __future__ import annotations
 import contextlib
 import os
 import random
-import shutil
 import signal
 import subprocess
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import structlog
 
-from llmos.ipc.errors import Code, OpError
+from llmos.ipc.errors import OpError
 from llmos.kernel import params
 from llmos.kernel.jail import Jailed, JailError, Policy, Report, Tier, spawn
 from llmos.kernel.loop import Loop, Timer
@@ -237,20 +235,6 @@ class Supervisor:
         timer = self._deadlines.pop(process, None)
         if timer is not None:
             timer.cancel()
-
-
-def private_directory(path: Path) -> Path:
-    """A directory of our own, mode 0700, resolved. Raises `OpError(UNAVAILABLE)`."""
-    try:
-        path.mkdir(parents=True, exist_ok=True, mode=0o700)
-        return path.resolve()
-    except OSError as error:
-        raise OpError(Code.UNAVAILABLE, f"{path}: {error.strerror}", "choose another place with LLMOS_HOME") from None
-
-
-def remove_tree(path: Path) -> None:
-    """A scratch directory whose owner has ended."""
-    shutil.rmtree(path, ignore_errors=True)
 
 
 def _reason(status: int) -> str:

@@ -270,7 +270,7 @@ def _embed(kernel: Kernel, request: Request, args: protocol.Embed) -> Result:
 
 @_syscall(protocol.LoadModel)
 def _load(kernel: Kernel, request: Request, args: protocol.LoadModel) -> Result:
-    kernel.start_core(args.model)
+    kernel.load_model(args.model)
     kernel.journal.set("model", args.model)
     kernel.model.loaded(request.call)
     return None

@@ -44,7 +44,12 @@ def test_covering_is_a_partial_order(a: Right, b: Right, c: Right) -> None:
 def test_what_the_narrower_allows_the_wider_allows(wide: Right, narrow: Right, key: str, data: st.DataObject) -> None:
     """`covers` is sound: no request passes by the derived right that the original would have refused."""
     values = {key: (data.draw(VALUES[key]),)}
-    if wide.covers(narrow) and narrow.object != "*" and narrow.verb != "*" and narrow.allows(narrow.object, narrow.verb, values):
+    if (
+        wide.covers(narrow)
+        and narrow.object != "*"
+        and narrow.verb != "*"
+        and narrow.allows(narrow.object, narrow.verb, values)
+    ):
         # a key that the request leaves open and the wider right bounds is bounded by the narrower one too, or it would not cover
         assert wide.allows(narrow.object, narrow.verb, values)
 
@@ -71,7 +76,21 @@ def test_a_path_cannot_climb_out() -> None:
     assert Right.parse("o.read(path=~/Documents/../.ssh)", HOME).scope == {"path": ("/home/u/.ssh",)}
 
 
-@pytest.mark.parametrize("text", ["", "mail", "mail.read(", "mail.read(folder)", "Mail.read", "a.b(c<=d)", "llm.generate(class=event)", "llm.generate(class<=soon)", "a.b(path=)", "a.b)"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "mail",
+        "mail.read(",
+        "mail.read(folder)",
+        "Mail.read",
+        "a.b(c<=d)",
+        "llm.generate(class=event)",
+        "llm.generate(class<=soon)",
+        "a.b(path=)",
+        "a.b)",
+    ],
+)
 def test_text_that_is_no_capability_is_refused(text: str) -> None:
     """With an error of the caller's kind, never a crash, never a guess."""
     with pytest.raises(OpError) as caught:

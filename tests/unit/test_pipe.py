@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import threading
+from typing import Any
 
 import pytest
 
@@ -15,7 +16,7 @@ def test_messages_arrive_whole_and_in_order() -> None:
     left, right = socket.socketpair()
     sender, receiver = Pipe(left), Pipe(right)
     messages = [{"n": n, "data": b"x" * (n * 1000)} for n in range(300)]  # far more than the socket's buffer
-    thread = threading.Thread(target=lambda: [sender.send(message) for message in messages])
+    thread = threading.Thread(target=lambda: list(map(sender.send, messages)))
     thread.start()
     assert [receiver.receive(5) for _ in messages] == messages
     thread.join()
@@ -31,7 +32,7 @@ def test_posting_never_blocks() -> None:
     for n in range(200):
         sender.post({"n": n, "data": b"x" * 10_000})
     assert sender.frames.pending > 0
-    got = []
+    got: list[dict[str, Any]] = []
     while len(got) < 200:
         got += receiver.drain()
         sender.frames.flush()

@@ -13,19 +13,21 @@ from hypothesis import strategies as st
 from llmos.ipc import wire
 
 VALUES = st.recursive(
-    st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.floats(allow_nan=False, allow_infinity=False) | st.text() | st.binary(),
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**63), 2**64 - 1)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text()
+    | st.binary(),
     lambda inner: st.lists(inner, max_size=5) | st.dictionaries(st.text(), inner, max_size=5),
-    max_leaves=20,
+    max_leaves=10,
 )
 
 
 @given(VALUES)
 def test_what_is_encoded_is_decoded_the_same(value: Any) -> None:
     """Every value that has a place on the wire survives the way."""
-    try:
-        assert wire.decode(wire.encode(value)) == value
-    except wire.Malformed as refused:
-        assert "levels" in str(refused)  # nested deeper than the limit by chance
+    assert wire.decode(wire.encode(value)) == value
 
 
 @given(st.binary(max_size=300))

@@ -1,0 +1,117 @@
+"""What each kind of process is started with: its module, its jail, and what it is told."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from llmos.ipc import paths
+from llmos.ipc.errors import Code, OpError
+from llmos.kernel import params
+from llmos.kernel.capability import Capability
+from llmos.kernel.jail import Limits, Policy, Tier
+from llmos.kernel.process import Kind, Process
+from llmos.kernel.supervisor import Command
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where this system lives, resolved."""
+
+    home: Path
+    """The user's home: what `~` means in a capability."""
+    state: Path
+    runtime: Path
+    models: Path
+
+
+def gate(fd: int, address: Path, tier: Tier) -> Command:
+    """It keeps the host's process ids, because that is what a socket's credentials are looked up in."""
+    policy = Policy(
+        write=(address.parent,),
+        kernel_modules=("gate", "params"),
+        share_pid=True,
+        limits=Limits(address_space=params.GATE_MEMORY, open_files=params.GATE_PEERS + 256),
+        tier=tier,
+    )
+    return Command(policy, "llmos.kernel.gate", (str(fd), str(address)), (fd,))
+
+
+def core(fd: int, folders: Sequence[Path], tier: Tier) -> Command:
+    """It sees the models it may load, and nothing else."""
+    policy = Policy(
+        read=tuple(folders), kernel_modules=("core",), limits=Limits(address_space=params.CORE_MEMORY), tier=tier
+    )
+    return Command(policy, "llmos.kernel.core", ("--fd", str(fd)), (fd,))
+
+
+def program(process: Process, places: Places, held: Iterable[Capability], tier: Tier) -> Command:
+    """A driver or an agent: its own directory, what of the file system was granted to it, and the bus."""
+    if process.manifest is None:
+        raise OpError(Code.INTERNAL, f"{process.name} has no manifest")
+    driver = process.kind is Kind.DRIVER
+    state = scratch(process, places)
+    private_directory(state)
+    rights = list(held)
+    read, write = (_granted_paths(rights, verb) for verb in ("read", "write"))
+    told = {
+        "kind": process.kind.value,
+        "name": process.name,
+        "manifest": str(Path(process.manifest.directory) / ("manifest.toml" if driver else "agent.toml")),
+        "state": str(state),
+        "home": str(places.home),
+        "roots": [str(path) for path in (*read, *write)],
+        "writable": [str(path) for path in write],
+        "settings": {},
+        "args": process.args,
+        "tz": _zone(),
+    }
+    bus = paths.bus_socket(places.runtime)
+    policy = Policy(
+        read=(bus.parent, *read),
+        write=(state, *write),
+        env={"LLMOS_BUS": str(bus), "LLMOS_TOKEN": process.token, "LLMOS_CONFIG": json.dumps(told), "TZ": _zone()},
+        limits=Limits(address_space=params.DRIVER_MEMORY if driver else params.AGENT_MEMORY),
+        tier=tier,
+    )
+    return Command(policy, "llmos.drivers.host" if driver else "llmos.userland.agent")
+
+
+def scratch(process: Process, places: Places) -> Path:
+    """A process's own directory: a driver's is kept, an agent's ends with it."""
+    if process.kind is Kind.DRIVER:
+        return places.state / "drivers" / process.program
+    return places.state / "agents" / str(process.pid)
+
+
+def private_directory(path: Path) -> Path:
+    """A directory of our own, mode 0700, resolved. Raises `OpError(UNAVAILABLE)`."""
+    try:
+        path.mkdir(parents=True, exist_ok=True, mode=0o700)
+        return path.resolve()
+    except OSError as error:
+        raise OpError(Code.UNAVAILABLE, f"{path}: {error.strerror}", "choose another place with LLMOS_HOME") from None
+
+
+def _granted_paths(held: Iterable[Capability], verb: str) -> list[Path]:
+    """What the jail shows: what was granted and is there, by its real name."""
+    granted = [
+        Path(path)
+        for cap in held
+        if cap.right.object == "fs" and cap.right.verb in (verb, "*")
+        for path in cap.right.scope.get("path", ())
+    ]
+    return sorted({path.resolve() for path in granted if path.exists()})
+
+
+def _zone() -> str:
+    """The IANA name of the machine's time zone; UTC when it has none."""
+    if os.environ.get("TZ"):
+        return os.environ["TZ"]
+    try:
+        return str(Path("/etc/localtime").readlink()).partition("zoneinfo/")[2] or "UTC"
+    except OSError:
+        return "UTC"
