@@ -1,15 +1,9 @@
-"""A process's connection to the bus: calls, streams, subscriptions, and serving calls of others. Thread-safe, no thread of its own.
-
-Whoever waits for something runs the socket meanwhile, one thread at a time; the others wait for that thread's notice. So a
-single-threaded program pays no thread switch, and a program with many threads needs no extra one.
-"""
+"""A process's connection to the bus: calls, streams, subscriptions, and serving calls of others. Thread-safe."""
 
 from __future__ import annotations
 
 import contextlib
 import os
-import secrets
-import socket
 import threading
 import time
 from collections import deque
@@ -18,26 +12,19 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-import zmq
-from zmq.utils.monitor import recv_monitor_message
-
 from llmos.ipc import paths, wire
+from llmos.ipc.dealer import Dealer, Unreachable
 from llmos.ipc.errors import Code, OpError
 from llmos.ipc.protocol import DEFAULT_CREDIT, GREETING, Header, Kind, pack_header, parse_header, topic_matches
+
+__all__ = ["Connection", "Event", "Incoming", "Stream", "Unreachable"]
 
 GRACE_S = 2.0
 """Seconds a caller waits beyond its deadline for the kernel to say so itself."""
 HELLO_S = 3.0
 """Seconds a connection may take to be greeted."""
 MAILBOX = 1000
-"""Events that wait for a slow subscriber on its own side; the oldest is dropped and counted."""
-
-
-class Unreachable(OpError):
-    """No kernel answers at the address."""
-
-    def __init__(self, detail: str, hint: str | None = None) -> None:
-        super().__init__(Code.UNAVAILABLE, detail, hint)
+"""Events that wait for a slow subscriber on its own side; the oldest is dropped."""
 
 
 class Incoming:
@@ -98,7 +85,7 @@ class _Mailbox:
 
 
 class Connection:
-    """Connects and says hello on the first call.
+    """Connects and says hello on the first call, and again after the gate came back.
 
     Args:
         address: path of the gate's unix socket; by default `LLMOS_BUS`, else the runtime directory's.
@@ -107,21 +94,15 @@ class Connection:
     """
 
     def __init__(self, address: Path | None = None, token: str | None = None, client: str = "") -> None:
-        self.path = address or Path(os.environ.get("LLMOS_BUS") or paths.bus_socket(paths.runtime_dir()))
+        path = address or Path(os.environ.get("LLMOS_BUS") or paths.bus_socket(paths.runtime_dir()))
+        self._dealer = Dealer(path, self._take, self._lost)
+        self._changed = self._dealer.changed
         self._token = token or os.environ.get("LLMOS_TOKEN")
         self._client = client
         self._pid = os.getpid()
-        self._context = zmq.Context()
-        self._socket: zmq.Socket[bytes] | None = None
-        self._monitor: zmq.Socket[bytes] | None = None
-        self._wake_r, self._wake_w = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-        self._changed = threading.Condition()
-        self._pumping = False
         self._greeting = threading.RLock()
         self._greeted = False
-        self._closed = False
-        self._next_id = 0
-        self._outbox: deque[list[bytes]] = deque()
+        self._last_id = 0
         self._waiting: dict[int, _Waiting] = {}
         self._incoming: deque[Incoming] = deque()
         self._serving: dict[int, Incoming] = {}
@@ -139,19 +120,26 @@ class Connection:
     ) -> None:
         self.close()
 
+    @property
+    def path(self) -> Path:
+        """Where the gate listens."""
+        return self._dealer.path
+
+    @property
+    def token(self) -> str:
+        """What it proves itself with. Raises `Unreachable` when there is none to be found."""
+        if self._token:
+            return self._token
+        path = paths.token_file(self.path.parent.parent)
+        try:
+            return path.read_text().strip()
+        except OSError as error:
+            raise Unreachable(f"{path}: {error.strerror}", "start the system with `llmosctl up`") from None
+
     def close(self) -> None:
         """Ends every wait with `CANCELLED`. Idempotent."""
-        with self._changed:
-            if self._closed:
-                return
-            self._closed = True
-            self._wake()
-            self._changed.wait_for(lambda: not self._pumping, timeout=1)
+        self._dealer.close()
         self._fail_all(OpError(Code.CANCELLED, "the connection was closed"))
-        self._disconnect()
-        self._context.destroy(linger=0)
-        os.close(self._wake_r)
-        os.close(self._wake_w)
 
     # -- calling ---------------------------------------------------------------------------------------------------
 
@@ -188,16 +176,16 @@ class Connection:
         events = mailbox.events
         try:
             while True:
-                self._wait(lambda: bool(events) or self._closed or mailbox.lost, None)
+                self._dealer.wait(lambda: bool(events) or self._dealer.closed or mailbox.lost, None)
                 if events:
                     yield events.popleft()
-                elif self._closed:
+                elif self._dealer.closed:
                     return
                 else:
                     raise OpError(Code.PEER_DIED, "the gate restarted; the subscription is gone", "subscribe again")
         finally:
             self._forget(mailbox)
-            if not self._closed and not mailbox.lost:
+            if not self._dealer.closed and not mailbox.lost:
                 with contextlib.suppress(OpError):
                     self.call("bus.unsubscribe", {"subscription": number}, timeout=1)
 
@@ -211,9 +199,9 @@ class Connection:
     def next_call(self, timeout: float | None = None) -> Incoming | None:
         """The next call to serve; None when none came within `timeout` seconds, or the connection closed. Reconnects by itself."""
         limit = None if timeout is None else time.monotonic() + timeout
-        while not self._closed:
+        while not self._dealer.closed:
             self._greet()
-            self._wait(lambda: bool(self._incoming) or self._closed or not self._greeted, limit)
+            self._dealer.wait(lambda: bool(self._incoming) or self._dealer.closed or not self._greeted, limit)
             with self._changed:
                 if self._incoming:
                     return self._incoming.popleft()
@@ -225,18 +213,18 @@ class Connection:
         with self._changed:
             if self._serving.pop(number, None) is None:
                 return  # the gate restarted meanwhile, and whoever asked has been told
-        self._post([GREETING, pack_header(Header(kind=Kind.REPLY, id=number, ok=ok)), body])
+        self._dealer.post([GREETING, pack_header(Header(kind=Kind.REPLY, id=number, ok=ok)), body])
 
-    # -- the socket ------------------------------------------------------------------------------------------------
+    # -- messages --------------------------------------------------------------------------------------------------
 
     def _start(self, op: str, args: dict[str, Any], timeout: float | None, parent: int) -> Stream:
         body = _pack_body(args)
         with self._changed:
-            self._next_id += 1
-            number = self._next_id
+            self._last_id += 1
+            number = self._last_id
             waiting = self._waiting[number] = _Waiting()
         deadline_ms = 0 if timeout is None else max(1, int(timeout * 1000))
-        self._post(
+        self._dealer.post(
             [
                 GREETING,
                 pack_header(Header(kind=Kind.CALL, id=number, op=op, deadline_ms=deadline_ms, parent=parent)),
@@ -247,154 +235,41 @@ class Connection:
 
     def _greet(self) -> None:
         """Connect and say hello, unless that has been done. Raises `Unreachable`, `OpError(DENIED)`."""
-        if self._greeted and not self._lost():
+        if self._greeted and not self._dealer.lost():
             return
         with self._greeting:
             if self._greeted:
                 return
-            if self._closed:
+            if self._dealer.closed:
                 raise OpError(Code.CANCELLED, "the connection is closed")
             if os.getpid() != self._pid:
                 raise OpError(Code.INVALID_ARGUMENT, "a connection does not survive fork; open one in the child")
-            self._connect()
+            self._dealer.open()
             try:
-                stream = self._start("sys.hello", {"token": self.token, "client": self._client}, HELLO_S, 0)
-                self.hello = stream.finish()
+                hello = self._start("sys.hello", {"token": self.token, "client": self._client}, HELLO_S, 0)
+                self.hello = hello.finish()
             except OpError as error:
                 if error.code in (Code.TIMEOUT, Code.PEER_DIED):
-                    raise Unreachable(
-                        f"the kernel at {self.path} does not answer", "see `llmosctl logs kernel`"
-                    ) from None
+                    detail = f"the kernel at {self.path} does not answer"
+                    raise Unreachable(detail, "see `llmosctl logs kernel`") from None
                 raise
             self.badge = str(self.hello.get("badge", ""))
             self._greeted = True
         if self.on_greeted is not None:
             self.on_greeted()
 
-    @property
-    def token(self) -> str:
-        """What it proves itself with. Raises `Unreachable` when there is none to be found."""
-        if self._token:
-            return self._token
-        path = paths.token_file(self.path.parent.parent)
-        try:
-            return path.read_text().strip()
-        except OSError as error:
-            raise Unreachable(f"{path}: {error.strerror}", "start the system with `llmosctl up`") from None
-
-    def _connect(self) -> None:
-        probe = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        try:
-            probe.connect(os.fspath(self.path))
-        except FileNotFoundError:
-            raise Unreachable("llmos is not running", "start it with `llmosctl up`") from None
-        except OSError as error:
-            raise Unreachable(f"{self.path}: {error.strerror}", "start it with `llmosctl up`") from None
-        finally:
-            probe.close()
-        with self._changed:
-            self._changed.wait_for(lambda: not self._pumping)
-            self._disconnect()
-            made = self._context.socket(zmq.DEALER)
-            made.set(zmq.ROUTING_ID, b"\x01" + secrets.token_bytes(16))
-            made.set(zmq.LINGER, 0)
-            made.set(zmq.RECONNECT_IVL, -1)
-            made.set(zmq.MAXMSGSIZE, 1 << 20)
-            self._monitor = made.get_monitor_socket(zmq.EVENT_DISCONNECTED | zmq.EVENT_HANDSHAKE_FAILED_AUTH)
-            made.connect(f"ipc://{self.path}")
-            self._socket = made
-
-    def _disconnect(self) -> None:
-        if self._socket is not None:
-            self._socket.disable_monitor()
-            self._socket.close(linger=0)
-        if self._monitor is not None:
-            self._monitor.close(linger=0)
-        self._socket = self._monitor = None
-
-    def _post(self, frames: list[bytes]) -> None:
-        with self._changed:
-            self._outbox.append(frames)
-            if self._pumping:
-                self._wake()
-                return
-            self._flush()
-
-    def _flush(self) -> None:
-        while self._outbox and self._socket is not None:
-            try:
-                self._socket.send_multipart(self._outbox[0], zmq.NOBLOCK)
-            except zmq.Again:
-                return
-            self._outbox.popleft()
-
-    def _wake(self) -> None:
-        with contextlib.suppress(BlockingIOError):
-            os.write(self._wake_w, b"\0")
-
-    def _wait(self, ready: Callable[[], bool], limit: float | None) -> bool:
-        """Run the socket, or wait for the thread that does, until `ready()`; False once the monotonic time `limit` has come."""
-        while True:
-            with self._changed:
-                while True:
-                    if ready():
-                        return True
-                    left = None if limit is None else limit - time.monotonic()
-                    if left is not None and left <= 0:
-                        return False
-                    if not self._pumping:
-                        self._pumping = True
-                        self._flush()
-                        break
-                    self._changed.wait(left)
-            try:
-                self._poll(left)
-            finally:
-                with self._changed:
-                    self._pumping = False
-                    self._changed.notify_all()
-
-    def _poll(self, left: float | None) -> None:
-        if self._socket is None or self._monitor is None:
-            raise Unreachable("the connection is closed")
-        watched: list[Any] = [
-            (self._socket, zmq.POLLIN | (zmq.POLLOUT if self._outbox else 0)),
-            (self._monitor, zmq.POLLIN),
-            (self._wake_r, zmq.POLLIN),
-        ]
-        ready: list[tuple[Any, int]] = zmq.zmq_poll(watched, -1 if left is None else max(0, int(left * 1000) + 1))
-        for source, events in ready:
-            if source is self._socket and events & zmq.POLLIN:
-                with contextlib.suppress(zmq.Again):
-                    while True:
-                        self._take(self._socket.recv_multipart(zmq.NOBLOCK))
-            elif source is self._monitor:
-                self._lost()
-            elif source == self._wake_r:
-                os.read(self._wake_r, 4096)
-
-    def _lost(self) -> bool:
-        """Whether the gate has gone; fails what waited for it."""
-        if self._monitor is None:
-            return True
-        try:
-            recv_monitor_message(self._monitor, zmq.NOBLOCK)
-        except zmq.Again:
-            return False
+    def _lost(self) -> None:
+        """The gate has gone, and with it all that was under way."""
         self._greeted = False
-        with self._changed:
-            self._incoming.clear()
-            for call in self._serving.values():
-                call.cancelled.set()
-            self._serving.clear()
-            self._outbox.clear()
-            for mailbox in self._mailboxes:
-                mailbox.lost = True
-            self._mailboxes.clear()
-        self._fail_all(
-            OpError(Code.PEER_DIED, "the gate went away", "send it again; the system restarts its gate by itself")
-        )
-        return True
+        self._incoming.clear()
+        for call in self._serving.values():
+            call.cancelled.set()
+        self._serving.clear()
+        for mailbox in self._mailboxes:
+            mailbox.lost = True
+        self._mailboxes.clear()
+        hint = "send it again; the system restarts its gate by itself"
+        self._fail_all(OpError(Code.PEER_DIED, "the gate went away", hint))
 
     def _fail_all(self, error: OpError) -> None:
         with self._changed:
@@ -408,31 +283,30 @@ class Connection:
         if len(frames) != 3 or frames[0] != GREETING:
             return
         header = parse_header(wire.decode_map(frames[1]))
-        with self._changed:
-            match header.kind:
-                case Kind.REPLY:
-                    waiting = self._waiting.pop(header.id, None)
-                    if waiting is not None:
-                        _finish(waiting, header.ok, frames[2])
-                case Kind.CHUNK:
-                    waiting = self._waiting.get(header.id)
-                    if waiting is not None:
-                        waiting.chunks.append(_unpack_body(frames[2]))
-                case Kind.EVENT:
-                    event = Event(header, _unpack_body(frames[2]))
-                    for mailbox in self._mailboxes:
-                        if topic_matches(mailbox.pattern, event.topic):
-                            mailbox.events.append(event)
-                case Kind.CALL:
-                    call = Incoming(self, header, _unpack_body(frames[2]))
-                    self._serving[header.id] = call
-                    self._incoming.append(call)
-                case Kind.CANCEL:
-                    serving = self._serving.get(header.id)
-                    if serving is not None:
-                        serving.cancelled.set()
-                case Kind.CREDIT:
-                    pass  # the kernel grants no credit to a server yet: a driver's answer is one reply
+        match header.kind:
+            case Kind.REPLY:
+                waiting = self._waiting.pop(header.id, None)
+                if waiting is not None:
+                    _finish(waiting, header.ok, frames[2])
+            case Kind.CHUNK:
+                waiting = self._waiting.get(header.id)
+                if waiting is not None:
+                    waiting.chunks.append(_unpack_body(frames[2]))
+            case Kind.EVENT:
+                event = Event(header, _unpack_body(frames[2]))
+                for mailbox in self._mailboxes:
+                    if topic_matches(mailbox.pattern, event.topic):
+                        mailbox.events.append(event)
+            case Kind.CALL:
+                call = Incoming(self, header, _unpack_body(frames[2]))
+                self._serving[header.id] = call
+                self._incoming.append(call)
+            case Kind.CANCEL:
+                serving = self._serving.get(header.id)
+                if serving is not None:
+                    serving.cancelled.set()
+            case Kind.CREDIT:
+                pass  # the kernel grants no credit to a server yet: a driver's answer is one reply
 
 
 class Stream(Iterator[dict[str, Any]]):
@@ -447,7 +321,7 @@ class Stream(Iterator[dict[str, Any]]):
 
     def __next__(self) -> dict[str, Any]:
         waiting = self._waiting
-        if not self._connection._wait(lambda: bool(waiting.chunks) or waiting.done, self._limit):  # noqa: SLF001
+        if not self._connection._dealer.wait(lambda: bool(waiting.chunks) or waiting.done, self._limit):  # noqa: SLF001
             self.cancel()
             raise OpError(Code.TIMEOUT, f"{self._op}: no answer in time")
         if waiting.chunks:
@@ -480,7 +354,7 @@ class Stream(Iterator[dict[str, Any]]):
             self._tell(Header(kind=Kind.CANCEL, id=self._number))
 
     def _tell(self, header: Header) -> None:
-        self._connection._post([GREETING, pack_header(header), _EMPTY])  # noqa: SLF001
+        self._connection._dealer.post([GREETING, pack_header(header), _EMPTY])  # noqa: SLF001
 
 
 _EMPTY = wire.encode({})

@@ -37,7 +37,7 @@ def booted(*, models: bool, told: dict[str, Any] | None = None) -> Iterator[Conn
             with os.fdopen(read, "rb") as stream:
                 ready = json.loads(stream.readline())
             if told is not None:
-                told.update(ready)
+                told.update(ready, at=time.perf_counter())
             runtime = Path(environment["LLMOS_HOME"]) / "run"
             with Connection(paths.bus_socket(runtime), paths.token_file(runtime).read_text()) as connection:
                 while models and connection.call("sys.status")["model"]["state"] != "ready":
