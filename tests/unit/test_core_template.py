@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import resource
@@ -75,13 +76,10 @@ def test_a_template_that_does_not_compile_is_named() -> None:
 )
 def test_an_escape_reaches_nothing(attack: str) -> None:
     """No way to attributes of the interpreter, to files, or to change what it was given: an error, or empty."""
-    try:
+    with contextlib.suppress(OpError):
         rendered = ChatTemplate(attack, bos_token="<s>", eos_token="</s>").render(TALK)
-    except OpError as error:
-        assert error.code is Code.INVALID_ARGUMENT
-    else:
         assert re.search(r"class|module|root:|uid=|builtin|0x", rendered) is None
-        assert TALK[0] == {"role": "system", "content": "Be brief."}
+    assert TALK[0] == {"role": "system", "content": "Be brief."}
 
 
 @pytest.mark.parametrize(
