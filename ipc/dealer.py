@@ -104,10 +104,9 @@ class Dealer:
         """Whether the gate has gone since `open`."""
         if self._monitor is None:
             return True
-        try:
-            recv_monitor_message(self._monitor, zmq.NOBLOCK)
-        except zmq.Again:
+        if not self._monitor.get(zmq.EVENTS) & zmq.POLLIN:
             return False
+        recv_monitor_message(self._monitor, zmq.NOBLOCK)
         with self.changed:
             self._outbox.clear()
             self._on_lost()

@@ -33,6 +33,7 @@ class FrameStream:
         sock.setblocking(False)
         self._sock = sock
         self._in = bytearray()
+        self._block = memoryview(bytearray(_READ))  # reused: an allocation of this size for every read costs more than the read
         self._out: deque[memoryview] = deque()
         self._out_size = 0
 
@@ -112,15 +113,15 @@ class FrameStream:
         """Read what is there; False when the peer has closed."""
         while True:
             try:
-                block = self._sock.recv(_READ)
+                size = self._sock.recv_into(self._block)
             except BlockingIOError:
                 return True
             except ConnectionResetError:
                 return False
-            if not block:
+            if not size:
                 return False
-            self._in += block
-            if len(block) < _READ:
+            self._in += self._block[:size]
+            if size < _READ:
                 return True
 
     def _take(self) -> bytes | None:

@@ -75,6 +75,9 @@ class Loop:
     def turn(self) -> None:
         """Wait once, then serve what is ready."""
         for key, events in self._selector.select(self._until_next()):
+            current = self._selector.get_map().get(key.fd)
+            if current is None or current.data is not key.data:
+                continue  # a callback of this very turn has closed or changed it; what is still ready comes again
             read, write = key.data
             if events & selectors.EVENT_READ:
                 read()

@@ -93,6 +93,12 @@ class Core:
         return status
 
 
+def drain(core: Core) -> None:
+    """Read until the pipe ends. Raises `PeerGone`."""
+    while True:
+        core.receive(2)
+
+
 @pytest.fixture(scope="module")
 def core() -> Iterator[Core]:
     """One core with both models for the tests that leave it as they found it."""
@@ -175,7 +181,8 @@ sys.stdout.write(tokenizer.decode(generator.get_sequence(0)[len(tokens):]))
 @pytest.mark.model
 def test_quanta_do_not_change_the_text(core: Core) -> None:
     """Any cut into quanta gives the text of one, drawn as well as greedy."""
-    for extra in ({}, {"temperature": 0.9, "top_p": 0.9, "seed": 4}):
+    samplings: list[dict[str, Any]] = [{}, {"temperature": 0.9, "top_p": 0.9, "seed": 4}]
+    for extra in samplings:
         whole = core.generate(prompt=STORY, max_tokens=30, **extra)
         assert core.generate(quantum=3, prompt=STORY, max_tokens=30, **extra) == whole
 
@@ -235,7 +242,12 @@ def test_constrained_text_parses(core: Core) -> None:
         "additionalProperties": False,
     }
     messages = [{"role": "user", "content": "Describe the book Moby-Dick as JSON."}]
-    for sampling in ({}, {"temperature": 1.5, "seed": 1}, {"temperature": 1.0, "seed": 2, "top_p": 0.8}):
+    samplings: list[dict[str, Any]] = [
+        {},
+        {"temperature": 1.5, "seed": 1},
+        {"temperature": 1.0, "seed": 2, "top_p": 0.8},
+    ]
+    for sampling in samplings:
         book = json.loads(core.generate(messages=messages, schema=schema, max_tokens=120, **sampling))
         assert list(book) == ["title", "pages", "kind"]
         assert 1 <= book["pages"] <= 999
@@ -255,14 +267,13 @@ def test_a_stop_string_is_no_part_of_the_text(core: Core) -> None:
 
 @pytest.mark.model
 def test_a_context_gives_the_text_of_a_cold_start(core: Core) -> None:
-    """A conversation in a context reads only what is new, a changed one only from the change on, and each answer is the
-    one that a fresh cache gives."""
+    """A prompt that shares its beginning with the last one is read from the difference on, the same prompt hardly at
+    all, and each answer is the one that a fresh cache gives."""
     core.send("open", context=1)
-    first = [{"role": "system", "content": "You know much about animals."}, {"role": "user", "content": "Name a fox."}]
-    answer = core.generate(messages=first, context=1, max_tokens=24)
-    second = [*first, {"role": "assistant", "content": answer}, {"role": "user", "content": "And a bear."}]
-    other = [first[0], {"role": "user", "content": "Name a whale and three kinds of fish."}]
-    for messages, least in ((second, 30), (other, 15)):
+    system = {"role": "system", "content": "You know much about animals."}
+    asked = ["Name a fox.", "Name a whale and three kinds of fish.", "Name a whale and three kinds of fish."]
+    for question, least in zip(asked, (0, 15, 25), strict=True):
+        messages = [system, {"role": "user", "content": question}]
         cold = core.generate(messages=messages, max_tokens=24)
         admitted = core.admit(messages=messages, context=1, max_tokens=24)
         assert least <= admitted["cached_tokens"] < admitted["prompt_tokens"]
@@ -273,16 +284,29 @@ def test_a_context_gives_the_text_of_a_cold_start(core: Core) -> None:
 
 
 @pytest.mark.model
+def test_a_conversation_reads_its_own_answer_from_the_cache(core: Core) -> None:
+    """The next turn in a context reads the new question only: what was asked and answered before is still there."""
+    core.send("open", context=3)
+    talk = [{"role": "user", "content": "Name a fox."}]
+    admitted = core.admit(messages=talk, context=3, max_tokens=24)
+    chunks, message = core.finish(admitted)
+    talk += [{"role": "assistant", "content": "".join(chunks)}, {"role": "user", "content": "And a bear."}]
+    again = core.admit(messages=talk, context=3, max_tokens=24)
+    assert again["cached_tokens"] >= admitted["prompt_tokens"] + message["decode"] - 2
+    assert core.finish(again)[1]["prefill"] < 25
+    core.send("close", context=3)
+
+
+@pytest.mark.model
 def test_a_context_outgrows_its_first_room(core: Core) -> None:
-    """A prompt that no longer fits the room a context began with is read again, and its answer is the cold one."""
+    """A job that may need more room than a context began with has its prompt read again, and gives the cold answer."""
     core.send("open", context=2)
     core.generate(prompt=STORY, context=2, max_tokens=8)
-    long = STORY * 170
-    cold = core.generate(prompt=long, max_tokens=8)
-    admitted = core.admit(prompt=long, context=2, max_tokens=8)
-    assert admitted["prompt_tokens"] > 2048
-    assert "".join(core.finish(admitted)[0]) == cold
-    assert core.admit(prompt=long + " Then", context=2, max_tokens=8)["cached_tokens"] >= admitted["prompt_tokens"] - 1
+    request: dict[str, Any] = {"prompt": STORY + " Every", "max_tokens": 3000, "stop": [","]}
+    admitted = core.admit(context=2, **request)
+    assert admitted["cached_tokens"] == 0
+    assert "".join(core.finish(admitted)[0]) == core.generate(**request)
+    assert core.admit(context=2, **request)["cached_tokens"] == admitted["prompt_tokens"] - 2
     core.send("close", context=2)
     assert core.receive()["finish"] == "cancelled"
 
@@ -394,8 +418,7 @@ def test_a_killed_core_closes_its_pipe() -> None:
     assert core.receive()["op"] == "chunk"
     core.process.send_signal(signal.SIGKILL)
     with pytest.raises(PeerGone):
-        while True:
-            core.receive(2)
+        drain(core)
     assert core.end() == -signal.SIGKILL
 
 

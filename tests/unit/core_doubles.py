@@ -32,7 +32,7 @@ def byte_tokenizer(folder: Path) -> Tokenizer:
     made.add_special_tokens([AddedToken(name, special=True) for name in SPECIAL])
     path = folder / "tokenizer.json"
     path.write_text(json.dumps(json.loads(made.to_str())))
-    return Tokenizer(path, VOCAB, [made.token_to_id("<|im_end|>")])
+    return Tokenizer(path, VOCAB, [VOCAB - 1])
 
 
 class CountingContext:
@@ -42,7 +42,7 @@ class CountingContext:
         self.tokens: list[int] = []
 
     def align(self, prompt: Sequence[int], room: int) -> int:
-        kept = shared_length(self.tokens, prompt[:-1])
+        kept = shared_length(self.tokens, prompt[:-2])
         del self.tokens[kept:]
         return kept
 

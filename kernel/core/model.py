@@ -1,0 +1,113 @@
+"""A model folder, loaded: its engine, its tokenizer, its chat template."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from llmos.ipc.errors import Code, OpError
+from llmos.kernel.core.engine import Engine, ModelInfo
+from llmos.kernel.core.request import Request
+from llmos.kernel.core.template import CHATML, ChatTemplate, find_template
+from llmos.kernel.core.tokenizer import Tokenizer
+
+_AGAIN = "pull or import the model again"
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """All that a job needs of a model. `warnings` are for the person who installed it."""
+
+    info: ModelInfo
+    engine: Engine[Any]
+    tokenizer: Tokenizer
+    template: ChatTemplate
+    warnings: tuple[str, ...] = ()
+
+    def encode(self, request: Request) -> list[int]:
+        """The tokens of a request's prompt or messages; at least one. Raises `OpError` INVALID_ARGUMENT."""
+        if request.messages is None:
+            tokens = self.tokenizer.encode(request.prompt or "")
+        else:
+            shield = self.tokenizer.shield
+            messages = [{"role": shield(said.role), "content": shield(said.content)} for said in request.messages]
+            tokens = self.tokenizer.encode_chat(self.template.render(messages))
+        if not tokens and self.info.bos is not None:
+            tokens = [self.info.bos]
+        if not tokens:
+            raise OpError(Code.INVALID_ARGUMENT, "the prompt is empty, and this model has no token to begin with")
+        return tokens
+
+
+def load_model(folder: Path, provider: str) -> Model:
+    """Load a GenAI folder; takes seconds, most of it reading weights.
+
+    Raises:
+        OpError: NOT_FOUND (no such folder, or a file of it is missing), INVALID_ARGUMENT (a file of it cannot be used),
+            UNAVAILABLE (the provider does not work here).
+    """
+    # The runtime is imported here and not at the top so that a core without a model starts at once.
+    from llmos.kernel.core.genai import GenaiEngine
+
+    config = _read(folder, "genai_config.json")["model"]
+    described = _read(folder, "llmos.json") if (folder / "llmos.json").is_file() else {}
+    decoder, vocab, window = config["decoder"], int(config["vocab_size"]), int(config["context_length"])
+    eos = described.get("eos", config["eos_token_id"])
+    eos = tuple(eos) if isinstance(eos, list) else (int(eos),)
+    tokenizer = _tokenizer(folder, vocab, eos)
+    template, warnings = _template(folder, tokenizer, config.get("bos_token_id"), eos)
+    info = ModelInfo(
+        name=described.get("name", folder.name),
+        architecture=described.get("architecture", config["type"]),
+        parameters=described.get("parameters"),
+        vocab=vocab,
+        context=window,
+        provider=provider,
+        bos=config.get("bos_token_id"),
+        eos=eos,
+        kv_bytes=2 * 4 * decoder["num_hidden_layers"] * decoder["num_key_value_heads"] * decoder["head_size"],
+        chat=not warnings,
+    )
+    return Model(info, GenaiEngine(folder, provider, window), tokenizer, template, warnings)
+
+
+def _read(folder: Path, name: str) -> dict[str, Any]:
+    try:
+        content: dict[str, Any] = json.loads((folder / name).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise OpError(
+            Code.NOT_FOUND, f"no model in {folder}: {name} cannot be read ({error.strerror})", "llmosctl model ls"
+        ) from error
+    except ValueError as error:
+        raise OpError(Code.INVALID_ARGUMENT, f"{folder / name} is not JSON: {error}", _AGAIN) from error
+    return content
+
+
+def _tokenizer(folder: Path, vocab: int, eos: tuple[int, ...]) -> Tokenizer:
+    path = folder / "tokenizer.json"
+    if not path.is_file():
+        raise OpError(Code.NOT_FOUND, f"the model has no {path}", _AGAIN)
+    try:
+        return Tokenizer(path, vocab, eos)
+    except Exception as error:  # `tokenizers` raises bare Exception
+        raise OpError(Code.INVALID_ARGUMENT, f"{path} cannot be used: {error}", _AGAIN) from error
+
+
+def _template(
+    folder: Path, tokenizer: Tokenizer, bos: int | None, eos: tuple[int, ...]
+) -> tuple[ChatTemplate, tuple[str, ...]]:
+    """The folder's own template, or ChatML with the reason why."""
+    variables = {
+        "bos_token": "" if bos is None else tokenizer.text_of(bos),
+        "eos_token": tokenizer.text_of(eos[0]),
+    }
+    try:
+        source = find_template(folder)
+        if source is not None:
+            return ChatTemplate(source, **variables), ()
+        warning = "the model has no chat template: messages are rendered as ChatML"
+    except (OpError, OSError, ValueError) as error:
+        warning = f"the model's chat template cannot be used, messages are rendered as ChatML: {error}"
+    return ChatTemplate(CHATML, **variables), (warning,)

@@ -1,0 +1,212 @@
+"""llmosctl against a real system: started, used, and ended by it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+LLMOSCTL = [sys.executable, "-m", "llmos.userland.cli"]
+
+Run = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+def _runner(system: Any) -> Run:
+    def run(*argv: str) -> subprocess.CompletedProcess[str]:
+        command = [*LLMOSCTL, *argv]
+        return subprocess.run(
+            command, env=system.environment, capture_output=True, text=True, timeout=60, stdin=subprocess.DEVNULL
+        )
+
+    return run
+
+
+@pytest.fixture
+def ctl(system: Any) -> Iterator[Run]:
+    """llmosctl on a system of the test's own, which is not running yet; it is ended afterwards."""
+    run = _runner(system)
+    yield run
+    run("down")
+
+
+@pytest.fixture
+def there(shared: Any) -> Run:
+    """llmosctl on a system that runs, and that the test leaves as it found it."""
+    return _runner(shared)
+
+
+def _start(system: Any, *argv: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [*LLMOSCTL, *argv], env=system.environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def _json(done: subprocess.CompletedProcess[str]) -> Any:
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def _alive(pid: int) -> bool:
+    """Whether a process runs; one that nobody has reaped yet does not. Source: proc(5)."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b") ")[2][:1] != b"Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def test_up_detached_and_down(system: Any, ctl: Run) -> None:
+    """`up -d` returns when the system answers; a second `up` ends with 8; `down` ends it and what it started."""
+    told = _json(ctl("up", "-d", "--home", str(system.home), "-o", "json"))
+    assert Path(told["log"]).exists()
+    status = _json(ctl("status", "-o", "json"))
+    assert (status["pid"], status["home"]) == (told["pid"], str(system.home))
+    assert {driver["state"] for driver in status["drivers"]} == {"ready"}
+
+    again = ctl("up", "-d")
+    assert again.returncode == 8
+    assert "error[call.conflict]" in again.stderr
+    assert "llmosctl down" in again.stderr
+
+    rows = _json(ctl("ps", "-o", "json"))
+    assert {"kernel", "gate", "filesystem", "browser_history"} <= {row["name"] for row in rows}
+    assert ctl("down").returncode == 0
+    for row in rows:
+        assert not _alive(row["os_pid"]), row["name"]
+    assert ctl("status").returncode == 6
+
+
+def test_up_after_a_crash(system: Any, ctl: Run) -> None:
+    """A socket that a killed kernel left behind does not stop the next one."""
+    told = _json(ctl("up", "-d", "--home", str(system.home), "-o", "json"))
+    os.kill(told["pid"], signal.SIGKILL)
+    system.until(lambda: not _alive(told["pid"]))
+    assert ctl("status").returncode == 6
+    assert ctl("up", "-d", "--home", str(system.home)).returncode == 0
+    assert ctl("status").returncode == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_up_in_the_foreground(system: Any, ctl: Run, number: int) -> None:
+    """`up` stays with the system and ends it in order on Ctrl-C and on SIGTERM."""
+    up = subprocess.Popen(
+        [*LLMOSCTL, "up", "--home", str(system.home)],
+        env=system.environment,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert up.stderr is not None
+    assert any("llmos is ready after" in line for line in up.stderr)
+    if number == signal.SIGINT:
+        os.killpg(up.pid, number)  # as a terminal does
+    else:
+        up.send_signal(number)
+    _, err = up.communicate(timeout=15)
+    assert up.returncode == 0, err
+    assert ctl("status").returncode == 6
+
+
+def test_up_that_cannot(system: Any, ctl: Run) -> None:
+    """A boot that fails says why and what to do, and ends with the error's status."""
+    nowhere = ctl("up", "-d", "--home", str(system.root / "nowhere"))
+    assert nowhere.returncode == 3
+    assert "nowhere is not a directory\nhint: give the user's home with --home" in nowhere.stderr
+    unknown = ctl("up", "-d", "--home", str(system.home), "--model", "nope")
+    assert unknown.returncode == 3
+    assert "llmosctl model pull nope" in unknown.stderr
+
+
+def test_drivers_and_permissions(system: Any, ctl: Run) -> None:
+    """A grant widens a driver's jail, a revocation closes it again; what was granted is listed."""
+    (system.home / "Documents").mkdir()
+    (system.home / "Documents" / "plan.txt").write_text("sow the beans")
+    assert ctl("up", "-d", "--home", str(system.home)).returncode == 0
+    shown = _json(ctl("driver", "show", "filesystem", "-o", "json"))
+    wanted = [row["cap"] for row in shown["requests"] if row["present"]]
+    assert wanted == [f"fs.read(path={system.home}/Documents)"]
+    assert ctl("perm", "grant", "filesystem", "--requested").returncode == 5
+
+    granted = _json(ctl("perm", "grant", "filesystem", "--requested", "--yes", "-o", "json"))
+    assert [row["cap"] for row in granted] == wanted
+    assert _json(ctl("perm", "ls", "filesystem", "-o", "json"))["caps"][0]["id"] == granted[0]["id"]
+    listed = _json(ctl("call", "filesystem.list", f"path={system.home}/Documents", "-o", "json"))
+    assert [item["title"] for item in listed["items"]] == ["plan.txt"]
+
+    assert ctl("perm", "revoke", granted[0]["id"]).returncode == 0
+    assert ctl("call", "filesystem.list", f"path={system.home}/Documents").returncode in (3, 4)
+    assert ctl("perm", "revoke", "c99").returncode == 3
+
+
+def test_calls_that_cannot(there: Run) -> None:
+    """Wrong names, wrong types and too much: each a clear error with its status."""
+    for argv, status, said in (
+        (("call", "nothing.at_all"), 3, "unknown op 'nothing.at_all'"),
+        (("call", "fileshared.nothing"), 3, "it has fileshared.search"),
+        (("call", "fileshared.list", "k=many"), 2, "argument k: 'many' is no integer"),
+        (("call", "fileshared.list", "--json", '{"k": "many"}'), 2, "argument k: expected integer"),
+        (("call", "fileshared.list", "depth=1"), 2, "argument depth: unknown"),
+        (("call", "fileshared.search", "query=" + "x" * 100_000), 1, "the limit is 65536"),
+        (("call", "llm.generate", "prompt=hi"), 7, "llmosctl model pull"),
+        (("spawn", "nobody"), 3, "no agent is called 'nobody'"),
+        (("driver", "show", "nobody"), 3, "installed: "),
+        (("kill", "999"), 3, "no process 999"),
+        (("logs", "nobody"), 3, "running: kernel"),
+    ):
+        done = there(*argv)
+        assert (done.returncode, done.stdout) == (status, ""), (argv, done)
+        assert said in done.stderr, done.stderr
+
+
+def test_events_and_logs(shared: Any, there: Run) -> None:
+    """`event tail` prints what happens until it has enough; `logs` shows what a process wrote, `-f` what it writes."""
+    tail = _start(shared, "event", "tail", "proc.*", "-n", "2", "-o", "jsonl")
+    follow = _start(shared, "logs", "kernel", "-n", "1", "-f")
+    time.sleep(1)  # until both listen; what they print is what is claimed, not when
+    row = next(row for row in _json(there("ps", "-o", "json")) if row["name"] == "filesystem")
+    assert there("kill", str(row["pid"])).returncode == 0
+    out, _ = tail.communicate(timeout=20)
+    events = [json.loads(line) for line in out.splitlines()]
+    assert [(event["topic"], event["data"]["name"]) for event in events] == [
+        ("proc.ended", "filesystem"),
+        ("proc.started", "filesystem"),
+    ]
+    time.sleep(1)
+    follow.send_signal(signal.SIGINT)
+    out, _ = follow.communicate(timeout=10)
+    assert follow.returncode == 130
+    assert "process.ended" in out
+    assert "driver=" not in there("logs", "filesystem", "-n", "5").stdout
+
+
+def test_logs_of_a_dead_kernel(system: Any, ctl: Run) -> None:
+    """When the system does not run, `logs` shows what the kernel wrote last."""
+    assert ctl("up", "-d", "--home", str(system.home)).returncode == 0
+    assert ctl("down").returncode == 0
+    done = ctl("logs", "-n", "2")
+    assert done.returncode == 0
+    assert len(done.stdout.splitlines()) == 2
+
+
+def test_interrupt_cancels_the_call(shared: Any, there: Run) -> None:
+    """Ctrl-C ends a waiting command with 130, and the call it made with it."""
+    tail = _start(shared, "event", "tail")
+    time.sleep(1)
+    tail.send_signal(signal.SIGINT)
+    tail.communicate(timeout=10)
+    assert tail.returncode == 130
+    assert _json(there("status", "-o", "json"))["counts"]["calls"] == 1
+
+
+def test_doctor_of_a_running_system(there: Run) -> None:
+    """`doctor` names every driver and its state."""
+    found = {check["name"]: check for check in json.loads(there("doctor", "-o", "json").stdout)}
+    assert found["system"]["state"] == "ok"
+    assert {"driver filesystem", "driver browser_history"} <= found.keys()

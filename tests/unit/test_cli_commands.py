@@ -1,0 +1,183 @@
+"""llmosctl's commands on a double of the wire: what they ask for, print and end with."""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+from typing import Any
+
+import pytest
+
+from llmos.userland.cli import main
+from llmos.userland.sdk import Code, OpError
+
+
+@pytest.fixture
+def kernel(gate_double: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The double, where llmosctl looks for the system."""
+    monkeypatch.setenv("LLMOS_BUS", str(gate_double.path))
+    monkeypatch.setenv("LLMOS_TOKEN", "t")
+    return gate_double
+
+
+def _failing(code: Code, detail: str = "it is so", hint: str | None = "do this") -> Any:
+    def answer(_: dict[str, Any]) -> dict[str, Any]:
+        raise OpError(code, detail, hint)
+
+    return answer
+
+
+@pytest.mark.parametrize("argv", [["-o", "json", "ps"], ["ps", "-o", "json"], ["-o", "jsonl", "ps", "-o", "json"]])
+def test_format_before_or_after(argv: list[str], kernel: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    """`-o` means the same in front of the command and behind it; the one behind wins."""
+    kernel.answers["proc.list"] = lambda _: {"processes": [{"pid": 1}]}
+    assert main.run(argv) == 0
+    assert json.loads(capsys.readouterr().out) == [{"pid": 1}]
+
+
+@pytest.mark.parametrize(
+    ("code", "status", "name"),
+    [
+        (Code.DENIED, 4, "perm.denied"),
+        (Code.NEEDS_APPROVAL, 5, "perm.needs_approval"),
+        (Code.NOT_FOUND, 3, "call.not_found"),
+        (Code.CONFLICT, 8, "call.conflict"),
+        (Code.TIMEOUT, 124, "resource.timeout"),
+        (Code.UNAVAILABLE, 1, "resource.unavailable"),
+    ],
+)
+def test_call_error(code: Code, status: int, name: str, kernel: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    """An error of an op is printed with its hint on stderr and ends with its status."""
+    kernel.answers["some.op"] = _failing(code)
+    assert main.run(["call", "some.op"]) == status
+    out, err = capsys.readouterr()
+    assert (out, err) == ("", f"error[{name}]: it is so\nhint: do this\n")
+
+
+def test_call_without_model(kernel: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    """Where the op is the model's own, UNAVAILABLE means that: status 7."""
+    kernel.answers["llm.generate"] = _failing(Code.UNAVAILABLE)
+    assert main.run(["call", "llm.generate", "prompt=hi"]) == 7
+    assert "error[model.unavailable]" in capsys.readouterr().err
+
+
+def test_call_types_arguments(kernel: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    """Arguments have the manifest's types; `--json` and `k=v` may be mixed."""
+    args = {"query": {"type": "string"}, "k": {"type": "integer"}}
+    kernel.answers["sys.ops"] = lambda _: {"ops": [{"op": "some.op", "args": args}]}
+    kernel.answers["some.op"] = lambda args: {"items": [{"got": json.dumps(args)}]}
+    assert main.run(["call", "some.op", "query=7", "k=7", "--json", '{"deep": {"a": 1}}', "-o", "jsonl"]) == 0
+    assert kernel.wait_for("some.op") == {"query": "7", "k": 7, "deep": {"a": 1}}
+
+
+def test_call_streams(kernel: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    """With jsonl the chunks are printed as they come, then the result."""
+    kernel.chunks["llm.generate"] = [{"text": "a"}, {"text": "b"}]
+    kernel.answers["llm.generate"] = lambda _: {"text": "ab"}
+    assert main.run(["call", "llm.generate", "prompt=5", "-o", "jsonl"]) == 0
+    assert [json.loads(line)["text"] for line in capsys.readouterr().out.splitlines()] == ["a", "b", "ab"]
+    assert kernel.wait_for("llm.generate") == {"prompt": "5"}
+
+
+ANSWER = {
+    "answer": "It was “Sourdough”.",
+    "cards": [
+        {"title": "Sourdough", "url": "https://example.org/s", "when": "yesterday at 21:14", "source": "firefox"},
+        {"title": "Notes", "path": "/home/me/notes.md"},
+    ],
+    "steps": [],
+    "timings": {"choose": 12.0, "total": 340.0},
+}
+
+
+def test_ask_shows_cards(kernel: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    """The sentence comes on top, then the cards with address, time and source; what was done goes to stderr."""
+    kernel.chunks["proc.spawn"] = [
+        {"stage": "call", "op": "browser_history.search", "args": {"query": "sourdough"}},
+        {"stage": "unheard of", "x": 1},
+        {"stage": "answer", "text": "It was "},
+        {"stage": "answer", "text": "“Sourdough”."},
+    ]
+    kernel.answers["proc.spawn"] = lambda _: {"pid": 5, "result": ANSWER}
+    assert main.run(["ask", "what", "was", "it?", "--timings"]) == 0
+    assert kernel.wait_for("proc.spawn")["args"] == {"question": "what was it?"}
+    out, err = capsys.readouterr()
+    assert out == (
+        "It was “Sourdough”.\n"
+        "\n1. Sourdough\n   https://example.org/s\n   yesterday at 21:14 · firefox\n"
+        "\n2. Notes\n   /home/me/notes.md\n"
+    )
+    assert "· browser_history.search query=sourdough" in err
+    assert "total             340 ms" in err
+
+
+def test_ask_as_json(kernel: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    """A program gets the assistant's whole result."""
+    kernel.answers["proc.spawn"] = lambda _: {"pid": 5, "result": ANSWER}
+    assert main.run(["ask", "what was it?", "-o", "json"]) == 0
+    assert json.loads(capsys.readouterr().out) == ANSWER
+
+
+@pytest.mark.parametrize(("state", "status"), [("none", 7), ("ready", 1)])
+def test_ask_unavailable(state: str, status: int, kernel: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    """That something is unavailable means the model only where there is none."""
+    kernel.answers["proc.spawn"] = _failing(Code.UNAVAILABLE)
+    kernel.answers["sys.status"] = lambda _: {"model": {"state": state}}
+    assert main.run(["ask", "what?"]) == status
+
+
+REQUESTS = [
+    {"holder": "files", "cap": "fs.read(path=/home/me/Documents)", "granted": False, "present": True},
+    {"holder": "files", "cap": "fs.read(path=/home/me/Nowhere)", "granted": False, "present": False},
+    {"holder": "files", "cap": "llm.embed", "granted": True, "present": True},
+]
+
+
+def test_grant_requested(kernel: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """All that a manifest asks for is granted in one go, said in plain words, and never without somebody's yes."""
+    kernel.answers["perm.list"] = lambda args: {"caps": [], "requests": REQUESTS if args.get("holder") != "x" else []}
+    kernel.answers["perm.grant"] = lambda args: {"id": "c9", "cap": args["cap"]}
+    monkeypatch.setattr(sys, "stdin", io.StringIO())
+    assert main.run(["perm", "grant", "files", "--requested"]) == 5
+    assert "see the files in /home/me/Documents" in capsys.readouterr().err
+    assert main.run(["perm", "grant", "files", "--requested", "--yes"]) == 0
+    granted = [args for op, args in kernel.log if op == "perm.grant"]
+    assert granted == [{"holder": "files", "cap": "fs.read(path=/home/me/Documents)"}]
+    assert main.run(["perm", "grant", "x", "--requested", "--yes"]) == 3
+    assert main.run(["perm", "grant", "files"]) == 2
+
+
+def test_doctor_without_system(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Without a running system, `doctor` still says of each part whether it works, and what to do."""
+    monkeypatch.setenv("LLMOS_HOME", str(tmp_path / "new"))
+    monkeypatch.delenv("LLMOS_MODELS", raising=False)
+    monkeypatch.delenv("LLMOS_BUS", raising=False)
+    status = main.run(["doctor", "-o", "json"])
+    found = json.loads(capsys.readouterr().out)
+    assert status == int(any(check["state"] == "fail" for check in found))
+    by_name = {check["name"]: check for check in found}
+    assert {"python", "sandbox", "disk", "onnxruntime", "models", "system"} <= set(by_name)
+    assert by_name["onnxruntime"]["state"] == "ok"
+    assert by_name["system"]["hint"] == "start it with `llmosctl up`"
+    assert "llmosctl model pull" in by_name["models"]["hint"]
+
+
+def test_kernel_not_running(monkeypatch: pytest.MonkeyPatch, tmp_path: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    """Every command that needs the system says that it does not run, with status 6; `down` has nothing to do."""
+    monkeypatch.setenv("LLMOS_HOME", str(tmp_path))
+    monkeypatch.delenv("LLMOS_BUS", raising=False)
+    for argv in (
+        ["status"],
+        ["ps"],
+        ["ask", "x"],
+        ["driver", "ls"],
+        ["logs", "core"],
+        ["event", "tail"],
+        ["call", "a.b"],
+    ):
+        assert main.run(argv) == 6, argv
+        assert capsys.readouterr().err.startswith("error[kernel.unreachable]: llmos is not running\nhint: ")
+    assert main.run(["down"]) == 0
