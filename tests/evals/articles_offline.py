@@ -20,7 +20,6 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from articles_homes import EvalHome
 from llmos.drivers.browser_history.driver import BrowserHistory
 from llmos.drivers.sdk import Call, DriverEnv
 from llmos.ipc import manifest, paths
@@ -28,6 +27,7 @@ from llmos.ipc.embedding import Vectors
 from llmos.ipc.errors import Code, OpError
 from llmos.kernel.core.embedder import Embedder
 from llmos.userland.assistant.loop import Assistant
+from tests.evals.articles_homes import EvalHome
 
 DRIVERS = Path(__file__).resolve().parents[2] / "drivers"
 
@@ -123,7 +123,9 @@ def serving(home: EvalHome) -> Iterator[Client]:
             vectors = embed(args["texts"])
             return {"dim": vectors.shape[1], "vectors": vectors.astype("<f4").tobytes()}
 
-        granted = tuple(path for path in (root / "home/.mozilla/firefox", *(root / "home/.config").glob("*")) if path.exists())
+        granted = tuple(
+            path for path in (root / "home/.mozilla/firefox", *(root / "home/.config").glob("*")) if path.exists()
+        )
         settings = {"profiles": [], "exclude_hosts": [], "keep_days": 730}
         env = DriverEnv(state=root / "state", home=root / "home", roots=granted, settings=settings, call=call)
         driver = BrowserHistory()

@@ -149,11 +149,11 @@ def test_calls_that_cannot(there: Run) -> None:
     """Wrong names, wrong types and too much: each a clear error with its status."""
     for argv, status, said in (
         (("call", "nothing.at_all"), 3, "unknown op 'nothing.at_all'"),
-        (("call", "fileshared.nothing"), 3, "it has fileshared.search"),
-        (("call", "fileshared.list", "k=many"), 2, "argument k: 'many' is no integer"),
-        (("call", "fileshared.list", "--json", '{"k": "many"}'), 2, "argument k: expected integer"),
-        (("call", "fileshared.list", "depth=1"), 2, "argument depth: unknown"),
-        (("call", "fileshared.search", "query=" + "x" * 100_000), 1, "the limit is 65536"),
+        (("call", "filesystem.nothing"), 3, "it has filesystem.search"),
+        (("call", "filesystem.list", "k=many"), 2, "argument k: 'many' is no integer"),
+        (("call", "filesystem.list", "--json", '{"k": "many"}'), 2, "argument k: expected integer"),
+        (("call", "filesystem.list", "depth=1"), 2, "argument depth: unknown"),
+        (("call", "filesystem.search", "query=" + "x" * 100_000), 1, "the limit is 65536"),
         (("call", "llm.generate", "prompt=hi"), 7, "llmosctl model pull"),
         (("spawn", "nobody"), 3, "no agent is called 'nobody'"),
         (("driver", "show", "nobody"), 3, "installed: "),

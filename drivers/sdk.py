@@ -1,0 +1,165 @@
+"""What a driver is written with. AUTHORING.md is the guide; the driver host (`llmos.drivers.host`) runs the result.
+
+class Weather(Driver):
+    def setup(self, env: DriverEnv) -> None:
+        self.store = Store(env.state / "weather.db")
+
+    def status(self) -> str:
+        return f"{self.store.count()} stations"
+
+    @op
+    def forecast(self, call: Call, *, place: str, days: int = 3) -> dict[str, Any]:
+        if place not in self.store:
+            raise OpError(Code.NOT_FOUND, f"no station called {place!r}", "list them with weather.stations")
+        return {"items": self.store.forecast(place, days)}
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, tzinfo
+from typing import TYPE_CHECKING, Any, TypeVar, overload
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+
+import structlog
+
+from llmos.drivers.hooks import hookimpl
+from llmos.ipc.errors import Code, OpError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from llmos.ipc import embedding
+
+__all__ = ["Call", "Code", "Driver", "DriverEnv", "OpError", "hookimpl", "op"]
+
+MARK = "__llmos_op__"
+"""Attribute of a method that serves an op: the op's name."""
+
+_Method = TypeVar("_Method", bound=Callable[..., dict[str, Any]])
+
+
+@overload
+def op(method: _Method, /) -> _Method: ...
+@overload
+def op(*, name: str) -> Callable[[_Method], _Method]: ...
+def op(method: _Method | None = None, /, *, name: str = "") -> _Method | Callable[[_Method], _Method]:
+    """Marks a method as the op of the same name, or of `name` where Python keeps that word to itself (`import`).
+
+    It is called with a `Call` and the arguments that came, by keyword, checked against the manifest; one that did not
+    come takes the method's default. It returns the result, a map of at most 64 KiB on the wire, or raises `OpError`.
+    """
+
+    def mark(marked: _Method) -> _Method:
+        setattr(marked, MARK, name or marked.__name__)
+        return marked
+
+    return mark if method is None else mark(method)
+
+
+@dataclass(frozen=True)
+class Call:
+    """Who asks, how far they may see, and how long they wait. `Call()` in tests: unbounded."""
+
+    scope: Mapping[str, list[str]] = field(default_factory=dict)
+    """Scope key → bounds of the capability that allowed the call; a key that is missing is unbounded."""
+    sender: str = ""
+    """Badge of the caller, stamped by the kernel."""
+    deadline: float | None = None
+    """On the clock of `time.monotonic`; None for no end."""
+    cancelled: threading.Event = field(default_factory=threading.Event)
+    """Set once nobody wants the answer any more."""
+
+    def remaining(self) -> float:
+        """Seconds until the deadline, at least 0; infinity when there is none."""
+        return float("inf") if self.deadline is None else max(0.0, self.deadline - time.monotonic())
+
+    def check(self) -> None:
+        """For long loops: raises `OpError` `CANCELLED` or `TIMEOUT` when going on is of no use."""
+        if self.cancelled.is_set():
+            raise OpError(Code.CANCELLED, "the caller cancelled")
+        if self.remaining() == 0:
+            raise OpError(Code.TIMEOUT, "the caller's deadline has passed")
+
+
+def _no_bus(op: str, args: dict[str, Any]) -> dict[str, Any]:  # noqa: ARG001  (the shape of a connection's call)
+    raise OpError(Code.UNAVAILABLE, f"{op}: not connected to a bus")
+
+
+@dataclass(frozen=True)
+class DriverEnv:
+    """What a driver has of the world. `DriverEnv(state=tmp, home=tmp)` in tests: no bus, no settings."""
+
+    state: Path
+    """Its own directory: writable, kept across restarts, nobody else's."""
+    home: Path
+    """The user's home, what `~` means; only the roots below are visible of it."""
+    roots: tuple[Path, ...] = ()
+    """Files and directories that the user let it read."""
+    writable: tuple[Path, ...] = ()
+    """Those that it may change, too."""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """Every setting of the manifest, at the user's value or its default."""
+    zone: tzinfo | None = None
+    """The user's time zone; None for the machine's."""
+    call: embedding.Call = _no_bus
+    """Calls any op the driver holds a capability for: `call("llm.embed", {"texts": [...]})`. Raises `OpError`."""
+    log: structlog.typing.FilteringBoundLogger = field(default_factory=structlog.get_logger)
+    """Events with facts as keys; never a payload."""
+
+    def embed(self, texts: Sequence[str]) -> embedding.Vectors:
+        """One row of length 1 per text, float32 `[len(texts), 384]`; texts are cut at 8,000 characters.
+
+        Raises `OpError`: `UNAVAILABLE` without an embedding model, `DENIED` without the capability `llm.embed`.
+        """
+        from llmos.ipc import embedding  # NumPy: most drivers never need it
+
+        return embedding.embed(self.call, texts)
+
+    def publish(self, topic: str, data: dict[str, Any]) -> None:
+        """Sends an event of a topic that the manifest declares. Raises `OpError(DENIED)` for any other."""
+        self.call("bus.publish", {"topic": topic, "data": data})
+
+    def now(self) -> datetime:
+        """The time in the user's zone; aware."""
+        return datetime.now(self.zone) if self.zone else datetime.now().astimezone()
+
+
+def zone_named(name: str) -> tzinfo | None:
+    """An IANA time zone; None (the machine's own) for an empty or unknown name."""
+    try:
+        return ZoneInfo(name) if name else None
+    except (ZoneInfoNotFoundError, ValueError):
+        return None
+
+
+class Driver:
+    """Base of a driver: one object per process, its ops called from several threads."""
+
+    threads: int = 4
+    """Ops that run at once. 0: one by one in the main thread, where a cancel is noticed only by an op that calls."""
+
+    def setup(self, env: DriverEnv) -> None:
+        """Called once before the first op. A failure ends the driver, so a missing source belongs into `status`."""
+
+    def status(self) -> str:
+        """One line for people, after `setup`: what works and what is missing."""
+        return "ready"
+
+    def close(self) -> None:
+        """Called at an orderly end, after the last op."""
+
+    def plugins(self) -> Iterable[object]:
+        """Further objects or modules with hook implementations."""
+        return ()
+
+    @hookimpl(specname="llmos_driver_setup", tryfirst=True)
+    def _set_up(self, env: DriverEnv) -> None:
+        self.setup(env)
+
+    @hookimpl(specname="llmos_driver_close", trylast=True)
+    def _shut(self) -> None:
+        self.close()

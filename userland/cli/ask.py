@@ -1,0 +1,98 @@
+"""`ask`: a question in plain words, answered by the assistant."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any
+
+import typer
+
+from llmos.ipc.errors import Code, OpError
+from llmos.userland.cli import failure, session
+from llmos.userland.cli.output import Format, Output, line_json, note, plain, print_json
+from llmos.userland.sdk import Client
+
+AGENT = "assistant"
+
+STAGES: dict[str, Callable[[Mapping[str, Any]], str]] = {
+    "tool": lambda step: f"{plain(step.get('summary'))} ({step.get('op')})",
+    "call": lambda step: f"{step.get('op')} " + " ".join(f"{k}={plain(v)}" for k, v in step.get("args", {}).items()),
+    "found": lambda step: f"{step.get('count')} found",
+    "failed": lambda step: f"{step.get('op')}: {plain(step.get('detail'))}",
+}
+"""How a step of the assistant is told to people; others are not."""
+
+
+def add_to(app: typer.Typer) -> None:
+    app.command(epilog="Example: llmosctl ask 'what was that article I read last week about LLMs?'")(ask)
+
+
+def ask(
+    question: Annotated[list[str], typer.Argument(help="In plain words.")],
+    timings: Annotated[bool, typer.Option("--timings", help="Say how long each stage took.")] = False,
+    output: Output = Format.TABLE,
+) -> None:
+    """Ask the assistant.
+
+    It answers with one sentence and the cards it is drawn from: title, address, when, source. Check the cards.
+    """
+    said = ""
+    with session.connect() as client:
+        try:
+            run = client.spawn(AGENT, {"question": " ".join(question)}, wait=True)
+            for step in session.chunks(client, run):
+                said += _tell(step, output)
+            result: dict[str, Any] = run.result["result"]
+        except OpError as error:
+            if error.code is Code.UNAVAILABLE and _lacks_model(client):
+                raise failure.ModelUnavailable(error.code, error.detail, error.hint) from None
+            raise
+    if output is Format.JSON:
+        print_json(result)
+    elif output is Format.JSONL:
+        line_json(result)
+    else:
+        print("" if said else result.get("answer") or "No answer.")
+        for number, card in enumerate(result.get("cards", ()), 1):
+            _show(number, card)
+        if timings:
+            _show_timings(result.get("timings", {}))
+
+
+def _lacks_model(client: Client) -> bool:
+    try:
+        return client.call("sys.status", timeout=5)["model"]["state"] in ("none", "failed")
+    except OpError:
+        return False
+
+
+def _tell(step: Mapping[str, Any], output: Format) -> str:
+    """Shows one step of the assistant; gives the piece of the answer that went to stdout, if it was one."""
+    stage = str(step.get("stage", ""))
+    if output is Format.JSONL:
+        line_json(step)
+    elif stage in STAGES:
+        note(f"· {STAGES[stage](step)}")
+    elif stage == "answer" and output is Format.TABLE:
+        piece = str(step.get("text", ""))
+        print(piece, end="", flush=True)
+        return piece
+    return ""
+
+
+def _show(number: int, card: Mapping[str, Any]) -> None:
+    """A card: what it is, where it is, when it was and who says so."""
+    address = plain(card.get("url") or card.get("path") or "")
+    title = plain(card.get("title") or address)
+    print(f"\n{number}. {typer.style(title, bold=True) if sys.stdout.isatty() else title}")
+    for line in (address, " · ".join(plain(card[key]) for key in ("when", "source") if card.get(key))):
+        if line:
+            print(f"   {line}")
+
+
+def _show_timings(timings: Mapping[str, float]) -> None:
+    """Milliseconds per stage; for people, so on stderr."""
+    note("")
+    for stage, ms in timings.items():
+        note(f"{stage:<12} {ms:8.0f} ms")

@@ -1,0 +1,54 @@
+"""llmosctl: the system from a terminal. Verbs at the top, nouns with `ls show …` below them."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from llmos.ipc.errors import OpError
+from llmos.userland.cli import ask, call, doctor, driver, event, failure, model, perm, process, system
+from llmos.userland.cli.output import Format, Output
+
+app = typer.Typer(
+    name="llmosctl",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Begin with `llmosctl up -d`, then `llmosctl ask 'what did I read yesterday?'`. "
+    "Exit status: 0 ok, 1 failed, 2 usage, 3 not found, 4 denied, 5 approval needed, 6 system not running, "
+    "7 model unavailable, 8 conflict, 124 timeout, 130 interrupted.",
+)
+
+
+@app.callback()
+def options(output: Output = Format.TABLE) -> None:
+    """An operating system for local language models."""
+
+
+for part in (system, doctor, ask, process, call):
+    part.add_to(app)
+for noun in (model, driver, perm, event):
+    app.add_typer(noun.app)
+
+
+def main() -> None:
+    """The entry point: runs the command line and ends with its exit status."""
+    sys.exit(run())
+
+
+def run(argv: list[str] | None = None) -> int:
+    """The exit status of a command line; errors are printed, none is raised."""
+    try:
+        status = app(args=argv, standalone_mode=False, prog_name="llmosctl")
+        return status if isinstance(status, int) else 0
+    except OpError as error:
+        return failure.show(error)
+    except typer.TyperException as error:
+        failure.print_error("usage", error.format_message(), "add --help to see what is possible")
+        return error.exit_code
+    except typer.Abort:
+        return failure.INTERRUPT
+    except BrokenPipeError:  # whoever read our output has seen enough
+        sys.stdout = None  # nothing to flush into at exit
+        return 0

@@ -1,0 +1,44 @@
+"""A command's connection to the system."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from llmos.ipc.errors import OpError
+from llmos.userland.sdk import Client
+
+if TYPE_CHECKING:
+    from llmos.userland.sdk import Stream
+
+
+@contextlib.contextmanager
+def connect() -> Iterator[Client]:
+    """Raises `Unreachable` on the first call when no system runs."""
+    with Client(name="llmosctl") as client:
+        yield client
+
+
+def ask_kernel(op: str, args: dict[str, Any] | None = None, *, timeout: float | None = None) -> dict[str, Any]:
+    """One call on a connection of its own. Ctrl-C cancels it."""
+    with connect() as client:
+        return finish(client, client.stream(op, args or {}, timeout=timeout))
+
+
+def finish(client: Client, stream: Stream) -> dict[str, Any]:
+    """The result, skipping chunks. Ctrl-C cancels it."""
+    for _ in chunks(client, stream):
+        pass
+    return stream.result
+
+
+def chunks(client: Client, stream: Stream) -> Iterator[dict[str, Any]]:
+    """The chunks as they come. Ctrl-C cancels the call, and the cancel is on its way before this ends."""
+    try:
+        yield from stream
+    except KeyboardInterrupt:
+        stream.cancel()
+        with contextlib.suppress(OpError):
+            client.call("sys.ping", timeout=1)
+        raise

