@@ -21,6 +21,8 @@ from zmq.utils.monitor import recv_monitor_message
 
 from llmos.ipc.errors import Code, OpError
 
+READ, WRITE, NOW = int(zmq.POLLIN), int(zmq.POLLOUT), int(zmq.NOBLOCK)  # pyzmq's flags are enums, and slow to combine
+
 MAX_FRAME = 1 << 20
 """Bytes of one ZMTP frame from the gate; it never sends more."""
 
@@ -104,9 +106,9 @@ class Dealer:
         """Whether the gate has gone since `open`."""
         if self._monitor is None:
             return True
-        if not self._monitor.get(zmq.EVENTS) & zmq.POLLIN:
+        if not int(self._monitor.get(zmq.EVENTS)) & READ:
             return False
-        recv_monitor_message(self._monitor, zmq.NOBLOCK)
+        recv_monitor_message(self._monitor, NOW)
         with self.changed:
             self._outbox.clear()
             self._on_lost()
@@ -139,16 +141,16 @@ class Dealer:
         if self._socket is None or self._monitor is None:
             raise Unreachable("the connection is closed")
         watched: list[Any] = [
-            (self._socket, zmq.POLLIN | (zmq.POLLOUT if self._outbox else 0)),
-            (self._monitor, zmq.POLLIN),
-            (self._wake_r, zmq.POLLIN),
+            (self._socket, READ | WRITE if self._outbox else READ),
+            (self._monitor, READ),
+            (self._wake_r, READ),
         ]
         ready: list[tuple[Any, int]] = zmq.zmq_poll(watched, -1 if left is None else max(0, int(left * 1000) + 1))
         for source, events in ready:
-            if source is self._socket and events & zmq.POLLIN:
+            if source is self._socket and events & READ:
                 with contextlib.suppress(zmq.Again):
                     while True:
-                        frames = self._socket.recv_multipart(zmq.NOBLOCK)
+                        frames = self._socket.recv_multipart(NOW)
                         with self.changed:
                             self._receive(frames)
             elif source is self._monitor:
@@ -159,7 +161,7 @@ class Dealer:
     def _flush(self) -> None:
         while self._outbox and self._socket is not None:
             try:
-                self._socket.send_multipart(self._outbox[0], zmq.NOBLOCK)
+                self._socket.send_multipart(self._outbox[0], NOW)
             except zmq.Again:
                 return
             self._outbox.popleft()
