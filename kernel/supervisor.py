@@ -120,6 +120,7 @@ class Supervisor:
         process.failures = 0
         jailed = self._children.get(process)
         if jailed is not None:
+            process.state = State.STOPPING  # from now on calls wait for the next one
             jailed.kill()
         else:
             self._settle(process)

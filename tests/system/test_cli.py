@@ -210,3 +210,14 @@ def test_doctor_of_a_running_system(there: Run) -> None:
     found = {check["name"]: check for check in json.loads(there("doctor", "-o", "json").stdout)}
     assert found["system"]["state"] == "ok"
     assert {"driver filesystem", "driver browser_history"} <= found.keys()
+
+
+def test_import_is_jailed_and_refuses(there: Run, shared: Any) -> None:
+    """A file that is no model is refused by the importer in its jail: the status, the reason, and nothing left behind."""
+    file = shared.root / "cut.gguf"
+    file.write_bytes(b"GGUF" + bytes(100))
+    done = there("model", "import", str(file))
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("error[call.invalid_argument]: ")
+    models = Path(shared.environment["LLMOS_MODELS"])
+    assert [path for path in models.rglob("*") if path.is_file()] == []

@@ -90,8 +90,8 @@ def test_the_gate_dies_while_calls_are_in_flight(running: System) -> None:
     assert error.code is Code.PEER_DIED
     assert heard - died < SOON
     assert works_again(lambda: connection.call("sys.ping", timeout=1)) < SOON
-    assert works_again(lambda: connection.call("filesystem.list", {"path": str(running.home)}, timeout=2)) < SOON
-    row = running.process_named("filesystem")
+    assert works_again(lambda: connection.call("browser_history.sources", {}, timeout=2)) < SOON
+    row = running.process_named("browser_history")
     assert (row["state"], row["restarts"]) == ("ready", 0), "the driver need not die with the gate"
 
 
@@ -120,7 +120,7 @@ def test_a_driver_that_keeps_dying_is_given_up_with_a_reason(running: System) ->
     connection = running.connect()
 
     def dead() -> bool:
-        row = running.process_named("filesystem")
+        row = running.process_named("browser_history")
         if row["os_pid"]:
             os.kill(row["os_pid"], signal.SIGKILL)
         return bool(row["state"] == "failed")

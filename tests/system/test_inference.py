@@ -131,7 +131,9 @@ def test_a_context_keeps_what_it_has_read(with_model: System) -> None:
     cold = generate(connection, prompt=None, messages=second, max_tokens=10)
     assert warm["usage"]["cached"] > 100
     assert cold["usage"]["cached"] == 0
-    assert warm["text"]  # which words may differ: a token's cache entry is rounded otherwise when decoded than when read
+    assert warm[
+        "text"
+    ]  # which words may differ: a token's cache entry is rounded otherwise when decoded than when read
     connection.call("llm.close", {"context": number})
     assert failure(other, context=number).code is Code.NOT_FOUND
 

@@ -269,11 +269,27 @@ def test_a_socket_left_behind_does_not_stop_the_next_boot(system: System) -> Non
     """A kernel that was killed leaves its socket and token; a client says so at once, and the next boot takes over."""
     system.start()
     system.stop(kill=True)
-    with pytest.raises(Unreachable) as caught:
-        system.connect("x" * 32).call("sys.ping")
-    assert "llmosctl up" in str(caught.value.hint)
+
+    def says_so() -> bool:  # the gate needs a moment to notice that its kernel has gone
+        with pytest.raises(Unreachable) as caught:
+            system.connect("x" * 32).call("sys.ping")
+        return "llmosctl up" in str(caught.value.hint)
+
+    assert system.until(says_so)
     assert system.start()["ready"], system.log()
     assert system.connect().call("sys.ping") == {}
+
+
+def test_without_the_whole_sandbox_it_does_not_start_by_itself(system: System) -> None:
+    """It says which layer is missing and how to get it; a weaker one is accepted only by name, and then shown."""
+    system.environment["PATH"] = str(system.root)
+    error = system.start()["error"]
+    assert error["code"] == "UNAVAILABLE"
+    assert "bubblewrap" in error["hint"]
+    assert system.process is not None
+    assert system.process.wait(5) == 1
+    assert system.start("--tier", "B")["ready"]
+    assert system.connect().call("sys.status")["tier"] == "B"
 
 
 def test_grants_outlive_the_kernel(system: System) -> None:
