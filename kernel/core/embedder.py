@@ -12,7 +12,7 @@ import tokenizers
 from numpy.typing import NDArray
 
 from llmos.ipc.errors import Code, OpError
-from llmos.kernel.core import limits
+from llmos.kernel.core import limits, runtime
 
 Vectors = NDArray[np.float32]
 """Shape `(texts, dim)`; every row has length 1, so that a dot product is the cosine."""
@@ -23,21 +23,20 @@ class Embedder:
 
     Args:
         folder: `model.onnx` and `tokenizer.json`.
-        threads: threads of one run; 0 is one per core.
 
     Raises:
         OpError: NOT_FOUND when a file is missing, INVALID_ARGUMENT when one cannot be used.
     """
 
-    def __init__(self, folder: Path, threads: int = 0) -> None:
+    def __init__(self, folder: Path) -> None:
         for name in ("model.onnx", "tokenizer.json"):
             if not (folder / name).is_file():
                 raise OpError(
                     Code.NOT_FOUND, f"the embedding model has no {folder / name}", "llmosctl model pull minilm"
                 )
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        options.intra_op_num_threads = runtime.threads()
+        options.add_session_config_entry(*runtime.SPINNING)
         try:
             self._session = onnxruntime.InferenceSession(
                 folder / "model.onnx", options, providers=["CPUExecutionProvider"]

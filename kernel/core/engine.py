@@ -44,9 +44,9 @@ class Context(Protocol):
         """The tokens whose keys and values are held, oldest first."""
 
     def align(self, prompt: Sequence[int], room: int) -> int:
-        """Keep the longest beginning that the cache and `prompt` share, but not the prompt's last two tokens: the last
-        must be fed again for its logits, and not alone (see `job.next_slice`). Make room for `room` tokens altogether.
-        Returns how many tokens were kept.
+        """Keep the longest beginning that the cache and `prompt` share, in pairs (see `job.next_slice`) and without the
+        prompt's last two tokens, which are fed again for their logits. Make room for `room` tokens altogether. Returns
+        how many tokens were kept.
         """
 
     def logits(self) -> Logits:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ import onnxruntime
 import onnxruntime_genai
 
 from llmos.ipc.errors import Code, OpError
-from llmos.kernel.core import limits
+from llmos.kernel.core import limits, runtime
 from llmos.kernel.core.sampler import Logits
 
 
@@ -36,7 +35,8 @@ class GenaiEngine:
             config = onnxruntime_genai.Config(str(folder))
             config.clear_providers()
             if provider == "cpu":
-                config.overlay(json.dumps({"model": {"decoder": {"session_options": _session_options()}}}))
+                options = {"intra_op_num_threads": runtime.threads(), **dict([runtime.SPINNING])}
+                config.overlay(json.dumps({"model": {"decoder": {"session_options": options}}}))
             else:
                 config.append_provider(provider)
             self.model = onnxruntime_genai.Model(config)
@@ -76,7 +76,7 @@ class GenaiContext:
                 parameters.set_search_options(max_length=room, do_sample=False, past_present_share_buffer=True)
                 self._generator = onnxruntime_genai.Generator(self._engine.model, parameters)
             self._room = room
-        kept = shared_length(self.tokens, prompt[:-2])
+        kept = shared_length(self.tokens, prompt[:-2]) & ~1
         if kept < len(self.tokens):
             with _faults():
                 self._generator.rewind_to(kept)
@@ -104,18 +104,6 @@ def shared_length(one: Sequence[int], other: Sequence[int]) -> int:
         if left != right:
             return length
     return min(len(one), len(other))
-
-
-def cores() -> int:
-    """Processors this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _session_options() -> dict[str, Any]:
-    """Threads that sleep when they wait: the kernel, the gate and the drivers share these cores, and a spinning thread
-    whose partner has lost its core halves the speed of both.
-    """
-    return {"intra_op_num_threads": cores(), "session.intra_op.allow_spinning": "0"}
 
 
 def _unloadable(folder: Path, provider: str, error: Exception) -> OpError:

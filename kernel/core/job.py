@@ -187,15 +187,15 @@ class Embedding:
 
 
 def next_slice(unread: int, limit: int) -> int:
-    """How many of `unread` prompt tokens to feed now: at most `limit`, but never so that one is fed alone, now or later.
+    """How many of `unread` prompt tokens to feed now: about `limit`, an even number, the last slice of all at least two.
 
-    The runtime multiplies a single row by another kernel, whose rounding differs; cut without single rows, a prompt
+    The runtime's kernels take rows in pairs, and round a row without a partner differently. Cut between pairs, a prompt
     gives the same logits bit for bit however it is cut. So a `limit` of 1 or 2 may be passed, up to 3.
     """
-    count = min(unread, max(limit, 2))
-    if unread - count != 1:
-        return count
-    return count - 1 if count > 2 else count + 1
+    if unread <= max(limit, 3):
+        return unread
+    count = max(limit & ~1, 2)
+    return count - 2 if unread - count == 1 else count
 
 
 class Pace:

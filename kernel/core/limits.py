@@ -27,7 +27,7 @@ TEMPLATE_CHARACTERS = 4_000_000
 EMBED_TOKENS = 256
 """Tokens of a text that its embedding sees; all-MiniLM-L6-v2 was trained on no more."""
 
-EMBED_BATCH_TOKENS = 1024
+EMBED_BATCH_TOKENS = 512
 """Padded tokens in one run of the embedding model: many short texts or a few long ones."""
 
 EMBED_CACHE = 4096

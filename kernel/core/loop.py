@@ -16,6 +16,8 @@ Every message is a map with an `op`. From the kernel, and what answers it:
 | `shutdown` | | the process ends |
 
 In place of any answer: `error {about, job, context, code, detail, hint}`; a job that fails after it was admitted is gone.
+A quantum is passed by two tokens at most, so that a prompt is cut between pairs (see `job.next_slice`), or by what a
+grammar forces after its last token.
 An `embed` starts by itself; one that yields answers `ran` with `state: "more"` and goes on with the next `run`.
 `yield` without a quantum and `cancel` of a job that has ended are ignored: they crossed its last message on the way.
 A message outside this table is the kernel's bug and ends the core.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -51,26 +51,34 @@ def load_model(folder: Path, provider: str) -> Model:
     # The runtime is imported here and not at the top so that a core without a model starts at once.
     from llmos.kernel.core.genai import GenaiEngine
 
-    config = _read(folder, "genai_config.json")["model"]
+    info = _describe(folder, provider)
+    tokenizer = _tokenizer(folder, info)
+    template, warnings = _template(folder, tokenizer, info)
+    engine = GenaiEngine(folder, provider, info.context)
+    return Model(replace(info, chat=not warnings), engine, tokenizer, template, warnings)
+
+
+def _describe(folder: Path, provider: str) -> ModelInfo:
+    """What the folder's files say: `genai_config.json`, and `llmos.json` where the importer wrote one."""
     described = _read(folder, "llmos.json") if (folder / "llmos.json").is_file() else {}
-    decoder, vocab, window = config["decoder"], int(config["vocab_size"]), int(config["context_length"])
-    eos = described.get("eos", config["eos_token_id"])
-    eos = tuple(eos) if isinstance(eos, list) else (int(eos),)
-    tokenizer = _tokenizer(folder, vocab, eos)
-    template, warnings = _template(folder, tokenizer, config.get("bos_token_id"), eos)
-    info = ModelInfo(
-        name=described.get("name", folder.name),
-        architecture=described.get("architecture", config["type"]),
-        parameters=described.get("parameters"),
-        vocab=vocab,
-        context=window,
-        provider=provider,
-        bos=config.get("bos_token_id"),
-        eos=eos,
-        kv_bytes=2 * 4 * decoder["num_hidden_layers"] * decoder["num_key_value_heads"] * decoder["head_size"],
-        chat=not warnings,
-    )
-    return Model(info, GenaiEngine(folder, provider, window), tokenizer, template, warnings)
+    try:
+        config = _read(folder, "genai_config.json")["model"]
+        decoder, eos = config["decoder"], described.get("eos", config["eos_token_id"])
+        return ModelInfo(
+            name=described.get("name", folder.name),
+            architecture=described.get("architecture", config["type"]),
+            parameters=described.get("parameters"),
+            vocab=int(config["vocab_size"]),
+            context=int(config["context_length"]),
+            provider=provider,
+            bos=config.get("bos_token_id"),
+            eos=tuple(eos) if isinstance(eos, list) and eos else (int(eos),),
+            kv_bytes=2 * 4 * decoder["num_hidden_layers"] * decoder["num_key_value_heads"] * decoder["head_size"],
+            chat=False,
+        )
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        detail = f"{folder / 'genai_config.json'} does not describe a text model: {type(error).__name__} {error}"
+        raise OpError(Code.INVALID_ARGUMENT, detail, _AGAIN) from error
 
 
 def _read(folder: Path, name: str) -> dict[str, Any]:
@@ -85,23 +93,21 @@ def _read(folder: Path, name: str) -> dict[str, Any]:
     return content
 
 
-def _tokenizer(folder: Path, vocab: int, eos: tuple[int, ...]) -> Tokenizer:
+def _tokenizer(folder: Path, info: ModelInfo) -> Tokenizer:
     path = folder / "tokenizer.json"
     if not path.is_file():
         raise OpError(Code.NOT_FOUND, f"the model has no {path}", _AGAIN)
     try:
-        return Tokenizer(path, vocab, eos)
+        return Tokenizer(path, info.vocab, info.eos)
     except Exception as error:  # `tokenizers` raises bare Exception
         raise OpError(Code.INVALID_ARGUMENT, f"{path} cannot be used: {error}", _AGAIN) from error
 
 
-def _template(
-    folder: Path, tokenizer: Tokenizer, bos: int | None, eos: tuple[int, ...]
-) -> tuple[ChatTemplate, tuple[str, ...]]:
+def _template(folder: Path, tokenizer: Tokenizer, info: ModelInfo) -> tuple[ChatTemplate, tuple[str, ...]]:
     """The folder's own template, or ChatML with the reason why."""
     variables = {
-        "bos_token": "" if bos is None else tokenizer.text_of(bos),
-        "eos_token": tokenizer.text_of(eos[0]),
+        "bos_token": "" if info.bos is None else tokenizer.text_of(info.bos),
+        "eos_token": tokenizer.text_of(info.eos[0]),
     }
     try:
         source = find_template(folder)

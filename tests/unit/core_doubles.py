@@ -42,7 +42,7 @@ class CountingContext:
         self.tokens: list[int] = []
 
     def align(self, prompt: Sequence[int], room: int) -> int:
-        kept = shared_length(self.tokens, prompt[:-2])
+        kept = shared_length(self.tokens, prompt[:-2]) & ~1
         del self.tokens[kept:]
         return kept
 

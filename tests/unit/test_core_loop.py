@@ -115,14 +115,16 @@ def test_a_long_prompt_is_read_in_slices(kernel: Kernel) -> None:
 
 
 @given(st.integers(1, 400), st.lists(st.integers(1, 150), min_size=1))
-def test_no_token_of_a_prompt_is_fed_alone(prompt: int, limits: list[int]) -> None:
-    """However quanta and the pace cut a prompt, each slice has two tokens or more, and the limit's or little over."""
-    unread = prompt
+def test_a_prompt_is_cut_between_pairs(prompt: int, limits: list[int]) -> None:
+    """However quanta and the pace cut a prompt, each slice begins at an even place, has two tokens or more, and has no
+    more than its limit or three."""
+    fed = 0
     for limit in itertools.cycle(limits):
-        count = next_slice(unread, limit)
+        count = next_slice(prompt - fed, limit)
+        assert fed % 2 == 0
         assert 2 <= count <= max(limit, 3) or count == prompt == 1
-        unread -= count
-        if unread == 0:
+        fed += count
+        if fed == prompt:
             break
 
 

@@ -16,6 +16,8 @@ from llmos.kernel.core.template import CHATML, ChatTemplate, find_template
 
 TALK = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "  Hi {{ 7 * 7 }}  "}]
 
+UNBOUNDED = resource.getrlimit(resource.RLIMIT_AS)
+
 
 def refusal(source: str) -> OpError:
     with pytest.raises(OpError) as caught:
@@ -50,6 +52,12 @@ def test_what_real_templates_use_works() -> None:
 def test_a_template_may_refuse_in_its_own_words() -> None:
     """`raise_exception` becomes an error that carries the template's message."""
     assert "roles must alternate" in refusal("{{ raise_exception('roles must alternate') }}").detail
+
+
+def test_any_fault_of_a_template_is_its_own() -> None:
+    """What a template provokes in the interpreter is an error of the template and nothing worse."""
+    for source in ("{{ 5 | dictsort }}", "{{ 1 / 0 }}", "{{ strftime_now(5) }}", "{{ none.x.y }}", "{{ [][5] + 1 }}"):
+        assert "refused the messages" in refusal(source).detail
 
 
 def test_a_template_that_does_not_compile_is_named() -> None:
@@ -106,9 +114,8 @@ def test_endless_work_is_cut_off(attack: str, monkeypatch: pytest.MonkeyPatch) -
 )
 def test_endless_memory_is_cut_off(attack: str) -> None:
     """A template that asks for gigabytes gets an error, and the process its old limits back."""
-    before = resource.getrlimit(resource.RLIMIT_AS)
     refusal(attack)
-    assert resource.getrlimit(resource.RLIMIT_AS) == before
+    assert resource.getrlimit(resource.RLIMIT_AS) == UNBOUNDED
 
 
 def test_endless_text_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -76,6 +76,18 @@ def test_a_schema_forces_what_is_not_free(tokenizer: Tokenizer) -> None:
     assert json.loads(text) == {"a": 42, "b": "y"}
 
 
+def test_a_schema_leaves_no_white_space_to_the_model(tokenizer: Tokenizer) -> None:
+    """A model that would rather write white space for ever still ends, with the one spacing there is."""
+    schema = {
+        "type": "object",
+        "properties": {"a": {"type": "integer", "minimum": 1, "maximum": 9}, "b": {"enum": ["x", "y"]}},
+        "required": ["a", "b"],
+        "additionalProperties": False,
+    }
+    text = follow(tokenizer, " " * 200, schema=schema)
+    assert text == json.dumps(json.loads(text))
+
+
 def test_forced_tokens_need_no_pick(tokenizer: Tokenizer) -> None:
     """After the pick that decides, all that can only follow comes at once."""
     grammar = compile_grammar(Request(job=1, prompt="x", choices=["apple pie", "banana"]), tokenizer.grammars)
