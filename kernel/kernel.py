@@ -255,7 +255,7 @@ class Kernel:
             call.fail(OpError(Code.INVALID_ARGUMENT, f"{header.op}: malformed body: {error}"))
         except OpError as error:
             call.fail(error)
-        except Exception as error:  # noqa: BLE001  (a bug of ours costs the caller an error, not everybody the system)
+        except Exception as error:
             log.exception("syscall.bug", op=header.op, id=call.id)
             call.fail(OpError(Code.INTERNAL, f"{header.op}: {type(error).__name__} in the kernel", "please report it"))
 

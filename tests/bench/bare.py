@@ -11,7 +11,7 @@ import time
 
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 
-import onnxruntime_genai as og  # noqa: E402  (after the switch above)
+import onnxruntime_genai as og
 
 
 def main() -> None:
@@ -21,7 +21,9 @@ def main() -> None:
     for line in sys.stdin:
         count = int(line)
         parameters = og.GeneratorParams(model)
-        parameters.set_search_options(do_sample=False, min_length=len(prompt) + count, max_length=len(prompt) + count + 1)
+        parameters.set_search_options(
+            do_sample=False, min_length=len(prompt) + count, max_length=len(prompt) + count + 1
+        )
         generator = og.Generator(model, parameters)
         generator.append_tokens(prompt)
         generator.generate_next_token()

@@ -26,7 +26,12 @@ def main() -> None:
             memory.append(client.call("sys.status")["rss_mb"])
     report(
         "boot",
-        {"seconds": statistics.median(seconds), "seconds_max": max(seconds), "kernel_rss_mb": max(memory), "rounds": ROUNDS},
+        {
+            "seconds": statistics.median(seconds),
+            "seconds_max": max(seconds),
+            "kernel_rss_mb": max(memory),
+            "rounds": ROUNDS,
+        },
     )
 
 
