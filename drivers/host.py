@@ -6,18 +6,16 @@ The main thread runs the socket, so that a cancel is heard while every worker is
 
 from __future__ import annotations
 
-import contextlib
 import contextvars
 import importlib
 import inspect
 import os
 import queue
-import signal
 import sys
 import threading
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import pluggy
@@ -29,13 +27,13 @@ from llmos.ipc import log as logs
 from llmos.ipc import manifest as manifests
 from llmos.ipc.connection import Connection, Incoming
 from llmos.ipc.errors import Code, OpError
+from llmos.ipc.signals import on_terminate
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from types import FrameType
 
-CLOSE_S = 1.5
-"""Seconds for running ops and the close hook at an orderly end; the kernel kills after two."""
+CLOSE_S = 1.0
+"""Seconds that running ops have at an orderly end, after which the driver is closed; the kernel kills after two."""
 REGREET_S = 30.0
 """Seconds to look for a gate that went away before giving up."""
 REGREET_PAUSE_S = 0.05
@@ -187,7 +185,6 @@ class Workers:
     def __init__(self, count: int, serve: Callable[[Incoming], None]) -> None:
         self._serve = serve
         self._queue: queue.SimpleQueue[Incoming | None] = queue.SimpleQueue()
-        self._running: set[Incoming] = set()
         self._threads = [threading.Thread(target=self._work, name=f"op-{n}", daemon=True) for n in range(count)]
         for thread in self._threads:
             thread.start()
@@ -200,10 +197,8 @@ class Workers:
             self._serve(incoming)
 
     def end(self, seconds: float) -> bool:
-        """Cancel what runs and wait for it; False when something is still running after that."""
+        """Wait for what runs; False when something is still running after that."""
         limit = time.monotonic() + seconds
-        for incoming in list(self._running):
-            incoming.cancelled.set()
         for _ in self._threads:
             self._queue.put(None)
         for thread in self._threads:
@@ -212,11 +207,7 @@ class Workers:
 
     def _work(self) -> None:
         while (incoming := self._queue.get()) is not None:
-            self._running.add(incoming)
-            try:
-                self._serve(incoming)
-            finally:
-                self._running.discard(incoming)
+            self._serve(incoming)
 
 
 def serve(connection: Connection, workers: Workers) -> None:
@@ -226,6 +217,8 @@ def serve(connection: Connection, workers: Workers) -> None:
         try:
             incoming = connection.next_call()
         except OpError as error:
+            if error.code is Code.CANCELLED:
+                return
             now = time.monotonic()
             give_up = min(give_up, now + REGREET_S)
             if error.code not in (Code.UNAVAILABLE, Code.PEER_DIED) or now >= give_up:
@@ -255,10 +248,6 @@ def _environment(config: Config, manifest: manifests.DriverManifest, connection:
     )
 
 
-def _terminate(_signal: int, _frame: FrameType | None) -> NoReturn:
-    sys.exit(0)
-
-
 def main() -> int:
     """Runs until SIGTERM; 1 when the driver cannot be started, with the reason as the last line of stderr."""
     try:
@@ -267,19 +256,19 @@ def main() -> int:
         sys.stderr.write(f"LLMOS_CONFIG: {error}; this program is started by the kernel\n")
         return 2
     logs.configure(driver=config.name)
-    signal.signal(signal.SIGTERM, _terminate)
-    connection = Connection(client=f"driver {config.name}")
-    try:
-        connection.call("sys.ping")
-        host = DriverHost(manifests.load_driver(config.manifest))
-        host.setup(_environment(config, host.manifest, connection))
-    except OpError as error:
-        log.error("driver.failed", detail=error.detail, hint=error.hint)
-        return 1
-    except Exception as error:  # the driver's own code
-        log.exception("driver.failed", detail=f"{type(error).__name__} in setup")
-        return 1
-    return _run(connection, host)
+    with Connection(client=f"driver {config.name}") as connection:
+        on_terminate(connection.close)
+        try:
+            connection.call("sys.ping")
+            host = DriverHost(manifests.load_driver(config.manifest))
+            host.setup(_environment(config, host.manifest, connection))
+        except OpError as error:
+            log.error("driver.failed", detail=error.detail, hint=error.hint)
+            return 1
+        except Exception as error:  # the driver's own code
+            log.exception("driver.failed", detail=f"{type(error).__name__} in setup")
+            return 1
+        return _run(connection, host)
 
 
 def _run(connection: Connection, host: DriverHost) -> int:
@@ -287,7 +276,6 @@ def _run(connection: Connection, host: DriverHost) -> int:
         connection.call("sys.ready", {"status": host.driver.status()[:500]})
 
     workers = Workers(host.driver.threads, host.serve)
-    all_ended = True
     try:
         say_ready()
         connection.on_greeted = say_ready
@@ -296,12 +284,9 @@ def _run(connection: Connection, host: DriverHost) -> int:
         log.error("driver.lost", detail=error.detail)
         return 1
     finally:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        all_ended = workers.end(CLOSE_S / 2)
+        connection.close()  # which cancels what runs
+        all_ended = workers.end(CLOSE_S)
         host.close()
-        with contextlib.suppress(OpError):
-            connection.close()
-        sys.stderr.flush()
         if not all_ended:
             os._exit(0)  # a thread in the middle of somebody's C code must not meet the interpreter's end
     return 0

@@ -137,8 +137,11 @@ class Connection:
             raise Unreachable(f"{path}: {error.strerror}", "start the system with `llmosctl up`") from None
 
     def close(self) -> None:
-        """Ends every wait with `CANCELLED`. Idempotent."""
+        """Ends every wait with `CANCELLED`, and cancels what is being served. Idempotent."""
         self._dealer.close()
+        with self._changed:
+            for call in self._serving.values():
+                call.cancelled.set()
         self._fail_all(OpError(Code.CANCELLED, "the connection was closed"))
 
     # -- calling ---------------------------------------------------------------------------------------------------

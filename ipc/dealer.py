@@ -103,7 +103,12 @@ class Dealer:
                 self._flush()
 
     def lost(self) -> bool:
-        """Whether the gate has gone since `open`."""
+        """Whether the gate has gone since `open`; where another thread runs the socket, that one will hear of it."""
+        with self.changed:
+            return not self._running and self._heard_of_loss()
+
+    def _heard_of_loss(self) -> bool:
+        """For the one thread that may touch the sockets now: it runs them, or holds `changed` while nobody does."""
         if self._monitor is None:
             return True
         if not int(self._monitor.get(zmq.EVENTS)) & READ:
@@ -154,7 +159,7 @@ class Dealer:
                         with self.changed:
                             self._receive(frames)
             elif source is self._monitor:
-                self.lost()
+                self._heard_of_loss()
             elif source == self._wake_r:
                 os.read(self._wake_r, 4096)
 

@@ -33,7 +33,8 @@ class FrameStream:
         sock.setblocking(False)
         self._sock = sock
         self._in = bytearray()
-        self._block = memoryview(bytearray(_READ))  # reused: an allocation of this size for every read costs more than the read
+        # reused: an allocation of this size for every read costs more than the read
+        self._block = memoryview(bytearray(_READ))
         self._out: deque[memoryview] = deque()
         self._out_size = 0
 

@@ -14,12 +14,11 @@ from __future__ import annotations
 
 import importlib
 import os
-import signal
 import sys
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import msgspec
@@ -29,11 +28,11 @@ from llmos.ipc import log as logs
 from llmos.ipc import manifest as manifests
 from llmos.ipc.errors import Code, OpError
 from llmos.ipc.protocol import Effect
+from llmos.ipc.signals import on_terminate
 from llmos.userland.sdk import Client
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from types import FrameType
 
 log = structlog.get_logger()
 
@@ -117,10 +116,6 @@ def run_agent(client: Client, config: Config) -> OpError | None:
     return failure
 
 
-def _terminate(_signal: int, _frame: FrameType | None) -> NoReturn:
-    sys.exit(128 + signal.SIGTERM)
-
-
 def main() -> int:
     """0 when the agent returned, 1 when it failed or lost the system."""
     try:
@@ -129,9 +124,9 @@ def main() -> int:
         sys.stderr.write(f"LLMOS_CONFIG: {error}; this program is started by the kernel\n")
         return 2
     logs.configure(agent=config.name)
-    signal.signal(signal.SIGTERM, _terminate)
     try:
         with Client(name=f"agent {config.name}") as client:
+            on_terminate(client.close)
             failure = run_agent(client, config)
     except OpError as error:
         failure = error

@@ -71,7 +71,10 @@ def describe(
     if not summary:
         raise _unfit(name, "it has no docstring", "its first line tells the model what the function is for")
     said = dict(_PARAM.findall(doc))
-    hints = get_type_hints(run, include_extras=True)
+    try:
+        hints = get_type_hints(run, include_extras=True)
+    except NameError as error:
+        raise _unfit(name, f"its annotations cannot be resolved: {error}", "import their types at run time") from None
     args = {}
     for parameter in inspect.signature(run).parameters.values():
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD, parameter.POSITIONAL_ONLY):

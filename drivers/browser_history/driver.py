@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from fnmatch import fnmatchcase
 from typing import Any
 
 from llmos.drivers import records
 from llmos.drivers.browser_history.index import Index, Look, Page
 from llmos.drivers.browser_history.pages import page_key
 from llmos.drivers.browser_history.query import topic
-from llmos.drivers.browser_history.ranking import CONVINCING, Hit, Ranker, Vectors, by_reading, page_vectors
-from llmos.drivers.browser_history.sites import hosts_of
+from llmos.drivers.browser_history.ranking import CONVINCING, READABLE, Hit, Ranker, Vectors, by_reading, page_vectors
+from llmos.drivers.browser_history.sites import hosts_of, within
 from llmos.drivers.browser_history.sources import DAY_S, Source, Sources
 from llmos.drivers.sdk import Call, Code, Driver, DriverEnv, OpError, op
 from llmos.ipc import when
@@ -32,8 +32,8 @@ DEFAULT_DAYS = 30
 """Days that `most_read` looks back when no period is given."""
 IRRELEVANT = 0.1
 """Relevance below which a page is not worth showing."""
-CLEARLY_BETTER = 0.12
-"""What a wider period must have on a narrower one when neither convinces."""
+CLEARLY_BETTER = (0.0, 0.12, 0.4)
+"""What each wider period's best score must have on that of the narrower ones, when they do not convince."""
 
 Bounds = tuple[float, float]
 """[start, end) in seconds since 1970."""
@@ -132,7 +132,7 @@ class BrowserHistory(Driver):
         with self._lock:
             self._refresh()
             pages = self._index.pages(*window.tiers[0], self._hosts(call, host))
-        pages.sort(key=lambda page: -(page.dwell + page.visits) * (0.1 + page.article))
+        pages.sort(key=lambda page: (page.article < READABLE, -page.dwell, -page.visits))
         return self._answer(records.page(map(self._record, pages), records.offset_of(cursor), k), window)
 
     @op
@@ -148,10 +148,10 @@ class BrowserHistory(Driver):
         """From the narrowest period that convinces; otherwise from the best one, a wider only if it is clearly better."""
         ranker = Ranker(self._index, self._embed, words)
         best: list[Hit] = []
-        for bounds in window.tiers:
+        for bounds, better in zip(window.tiers, CLEARLY_BETTER, strict=False):
             call.check()
             hits = [hit for hit in ranker.rank(self._index.pages(*bounds, hosts)) if hit.relevance >= IRRELEVANT]
-            if hits and (not best or hits[0].score > best[0].score + CLEARLY_BETTER):
+            if hits and (not best or hits[0].score > best[0].score + better):
                 best = hits
             if best and max(hit.relevance for hit in best) >= CONVINCING:
                 break
@@ -198,7 +198,7 @@ class BrowserHistory(Driver):
             return None
         hosts = list(self._index.hosts())
         if scope is not None:
-            hosts = [host for host in hosts if any(fnmatchcase(host, pattern) for pattern in scope)]
+            hosts = [host for host in hosts if any(within(host, bound) for bound in scope)]
         return hosts_of(site, hosts, self._index.hosts_titled) if site else hosts
 
     # -- answers
@@ -213,7 +213,7 @@ class BrowserHistory(Driver):
         return answer
 
     def _record(self, page: Page) -> dict[str, Any]:
-        profiles = sorted(page.profiles.split(","))
+        profiles = sorted(json.loads(page.profiles))
         provenance = {
             "driver": "browser_history",
             "profiles": profiles,

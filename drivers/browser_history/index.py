@@ -11,6 +11,7 @@ import sqlite3
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -31,8 +32,10 @@ from llmos.drivers.browser_history.readers import Visit
 REREAD_DAYS = 60
 """Days back that every reading covers again: titles and times of looks come late, and what is gone there was deleted by
 the user. No browser expires visits younger than this by itself."""
-COLUMNS = {"title": 1.0, "url": 0.75, "via": 0.7, "description": 0.6}
+COLUMNS = {"title": 1.0, "via": 0.9, "url": 0.75, "description": 0.6}
 """Columns of words, and how much a word found there counts."""
+SEARCH_TO_CLICK_S = 90.0
+"""Seconds after a search in which the next page is what came of it."""
 _MAX_TITLE, _MAX_DESCRIPTION, _MAX_VIA = 500, 1000, 300
 
 _SCHEMA = """
@@ -66,7 +69,7 @@ class Page:
     dwell: float
     visits: int
     profiles: str
-    """Names of profiles, with commas between."""
+    """Names, as a JSON array."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +139,7 @@ class Index:
         return [number for number in written if number not in known or number in gone]
 
     def _write(self, source: str, visits: Sequence[Visit], excluded: Callable[[str], bool]) -> list[int]:
-        terms = {visit.id: term for visit in visits if (term := visit.term or _searched(visit.url))}
+        terms = _terms_before(visits)
         of_page: dict[str, list[Visit]] = {}
         for visit in visits:
             with suppress(ValueError):  # an address that is none: nothing could open it either
@@ -144,7 +147,7 @@ class Index:
                     of_page.setdefault(page_key(visit.url)[:MAX_URL], []).append(visit)
         written: list[int] = []
         for key, looks in of_page.items():
-            page = self._page(key, looks, {terms[look.origin] for look in looks if look.origin in terms})
+            page = self._page(key, looks, {terms[look.id] for look in looks if look.id in terms})
             self._db.executemany(
                 "INSERT OR REPLACE INTO visits VALUES (?, ?, ?, ?, ?, ?)",
                 [(source, look.id, page, look.ts, look.dwell, look.typed) for look in looks],
@@ -223,7 +226,7 @@ class Index:
         """Pages visited in [start, end), latest first; of some hosts, or with some ids, only."""
         rows = self._db.execute(
             "SELECT p.id, p.url, p.host, p.title, p.description, p.article, max(v.ts), min(v.ts), sum(v.dwell), count(*),"
-            " group_concat(DISTINCT v.source) FROM visits v JOIN pages p ON p.id = v.page WHERE v.ts >= :start AND v.ts < :end"
+            " json_group_array(DISTINCT v.source) FROM visits v JOIN pages p ON p.id = v.page WHERE v.ts >= :start AND v.ts < :end"
             " AND (:hosts IS NULL OR p.host IN (SELECT value FROM json_each(:hosts)))"
             " AND (:only IS NULL OR p.id IN (SELECT value FROM json_each(:only)))"
             " GROUP BY p.id ORDER BY max(v.ts) DESC",
@@ -309,6 +312,21 @@ class Index:
                 "INSERT OR REPLACE INTO vectors SELECT ?1, ?2, ?3 WHERE EXISTS (SELECT 1 FROM pages WHERE id = ?1)",
                 [(page, digest, vector.astype(np.float16).tobytes()) for page, digest, vector in vectors],
             )
+
+
+def _terms_before(visits: Sequence[Visit]) -> dict[int, str]:
+    """Visit id → the words of the search that led there: by its link, or without one, by coming right after."""
+    searches = {visit.id: term for visit in visits if (term := visit.term or _searched(visit.url))}
+    found = {visit.id: searches[visit.origin] for visit in visits if visit.origin in searches}
+    for before, visit in pairwise(visits):
+        if (
+            before.id in searches
+            and visit.id not in searches
+            and visit.ts - before.ts < SEARCH_TO_CLICK_S
+            and not visit.typed
+        ):
+            found.setdefault(visit.id, searches[before.id])
+    return found
 
 
 def _searched(url: str) -> str:

@@ -9,7 +9,7 @@ MAX_URL = 2000
 """Characters of an address that are kept."""
 
 _TRACKING = re.compile(
-    r"(utm_\w*|pk_\w*|mtm_\w*|hsa_\w*|mc_[ce]id|[fgy]clid|gclsrc|dclid|msclkid|twclid|ttclid|igshid|igsh|_ga|_gl|_hs\w*"
+    r"(utm_\w*|pk_\w*|mtm_\w*|hsa_\w*|mc_[ce]id|(fb|g|y)clid|gclsrc|dclid|msclkid|twclid|ttclid|igshid|igsh|_ga|_gl|_hs\w*"
     r"|vero_\w*|oly_\w*|spm|scm|cmp|cmpid|ocid|ito|smid|smtyp|ref|ref_src|ref_url|referrer|fb_\w*|__twitter_\w*|guccounter"
     r"|guce_\w*|at_\w*|wt_mc|amp|share|feature|si|xtor|ns_\w*|trk|trkinfo|mkt_tok|campaign_id|taid)",
     re.IGNORECASE,
@@ -112,7 +112,7 @@ def reads_like_article(url: str, title: str) -> float:
     if _PRIVATE_WORDS.intersection(segments) or _APP_HOSTS.intersection(labels[:-2]):
         return 0.05
     if site in _FEED_HOSTS and len(segments) < 3:
-        return 0.1
+        return 0.05
     headline, _ = split_title(title)
     slug = max(len(_WORD.findall(segment.replace("_", " "))) for segment in segments)
     score = 0.35

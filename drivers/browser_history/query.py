@@ -11,12 +11,13 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+from llmos.drivers.words import FUNCTION, WORD
+
 MAX_WORDS = 16
 """Words of a question that are looked for."""
 MAX_QUESTION = 100
 """Words of a question that are looked at."""
 
-_WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+)*")
 _THINGS = frozenset(
     "article articles page pages post posts piece pieces story stories thing things something anything site sites website "
     "websites link links blog url tab tabs text one report reports".split()
@@ -33,13 +34,6 @@ _ACTS = frozenset(
 _ACTORS = frozenset("i i'd i've we we've you to have had did do was were me can could been".split())
 _ORDERS = frozenset("find show give tell get list search bring pull remind".split())
 """What a question may begin with."""
-_FUNCTION = frozenset(
-    "a about again all am an and any are as at be been being but by can could did do does doing don't for from get got had has "
-    "have he her here hers him his how i i'd i'm i've if in into is it it's its just like me might mine more most my no not of "
-    "off on one ones or other our out over please really she should so some such than that that's the their them then there "
-    "these they this those to too up us very was we were what what's when where which while who whom whose why will with "
-    "would you your".split()
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +48,7 @@ class Concept:
 
 def topic(question: str) -> str:
     """The question without the words that only ask; with all of its words when nothing else would be left."""
-    words = [match[0] for match in _WORD.finditer(question)][:MAX_QUESTION]
+    words = [match[0] for match in WORD.finditer(question)][:MAX_QUESTION]
     known = _known_phrases(words)
     kept: list[str] = []
     asked = True  # whether the word before belongs to the asking
@@ -65,7 +59,7 @@ def topic(question: str) -> str:
             words[at + 1].lower() if at + 1 < len(words) else "",
         )
         asks = (
-            (low in _FUNCTION and not _is_acronym(word))
+            (low in FUNCTION and not _is_acronym(word))
             or (low in _THINGS and (after in _LINKS or not after))
             or (low in _ACTS and (before in _ACTORS or (asked and before in _ACTS)))
             or (low in _ORDERS and (at == 0 or before in _ACTORS | {"please"} or after in {"me", "it", "that"}))
@@ -106,7 +100,7 @@ def spelled_out(text: str) -> str:
         meanings = _meanings(match[0])
         return f"{match[0]} ({meanings[0]})" if meanings else match[0]
 
-    return _WORD.sub(add, text)
+    return WORD.sub(add, text)
 
 
 def replaced(text: str) -> str:
@@ -116,12 +110,12 @@ def replaced(text: str) -> str:
         meanings = _meanings(match[0])
         return meanings[0] + ("s" if match[0].endswith("s") else "") if meanings else match[0]
 
-    return _WORD.sub(change, text)
+    return WORD.sub(change, text)
 
 
 def stands_for(acronym: str, title: str) -> bool:
     """Do words that follow one another in the title begin with the letters of the acronym, small words apart?"""
-    initials = "".join(word[0] for word in _WORD.findall(title) if word.lower() not in _FUNCTION)
+    initials = "".join(word[0] for word in WORD.findall(title) if word.lower() not in FUNCTION)
     return acronym.lower() in initials.lower()
 
 

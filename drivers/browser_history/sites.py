@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Sequence
-from fnmatch import fnmatchcase
 from urllib.parse import urlsplit
 
 _SHORT = 3
@@ -19,10 +18,9 @@ def hosts_of(site: str, hosts: Sequence[str], titled: Callable[[str], Iterable[s
     """
     name = site.strip().lower()
     if "." in name and " " not in name:
-        host = (
-            (urlsplit(name if "//" in name else f"//{name}").hostname or name).removeprefix("www.").removeprefix("*.")
-        )
-        return [known for known in hosts if known == host or known.endswith(f".{host}") or fnmatchcase(known, name)]
+        parts = urlsplit(name if "//" in name else f"//{name}")
+        host = (parts.hostname or name).removeprefix("www.").removeprefix("*.")
+        return [known for known in hosts if within(known, host) or within(known, f"*.{host}")]
     words = [word for word in re.findall(r"[^\W_]+", name) if word != "the"]
     joined = "".join(words)
     if not joined:
@@ -40,6 +38,13 @@ def hosts_of(site: str, hosts: Sequence[str], titled: Callable[[str], Iterable[s
         if found := [host for host in hosts if reads(host)]:
             return found
     return []
+
+
+def within(host: str, bound: str) -> bool:
+    """Does a bound of a capability or of a setting cover the host? `*.example.com` covers subdomains, `*` all."""
+    if bound.startswith("*."):
+        return host.endswith(bound[1:])
+    return bound == "*" or host == bound.removeprefix("www.")
 
 
 def _labels(host: str) -> list[str]:

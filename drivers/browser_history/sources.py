@@ -8,12 +8,12 @@ import tempfile
 import time
 from contextlib import closing
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from pathlib import Path
 
 from llmos.drivers.browser_history.index import REREAD_DAYS, Index, Look
 from llmos.drivers.browser_history.profiles import Profile, find_profiles
 from llmos.drivers.browser_history.readers import read_visits
+from llmos.drivers.browser_history.sites import within
 from llmos.drivers.browser_history.snapshot import UnreadableError, copy_database, damaged, fingerprint, open_copy
 from llmos.drivers.sdk import DriverEnv
 
@@ -58,7 +58,7 @@ class Sources:
 
     def excludes(self, host: str) -> bool:
         """Did the user rule this site out?"""
-        return any(fnmatchcase(host, pattern) or host == pattern.removeprefix("*.") for pattern in self._excluded)
+        return any(within(host, bound) or host == bound.removeprefix("*.") for bound in self._excluded)
 
     def refresh(self) -> list[Look]:
         """Reads every profile that changed. Returns the visits that came since it was read last, oldest first."""

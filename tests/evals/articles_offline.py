@@ -35,7 +35,7 @@ DRIVERS = Path(__file__).resolve().parents[2] / "drivers"
 @cache
 def embedder() -> Embedder:
     """The embedding model of the user's own store."""
-    return Embedder(paths.models_dir() / "minilm", threads=2)
+    return Embedder(paths.models_dir() / "minilm")
 
 
 _vectors: dict[str, Vectors] = {}

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import io
 import json
+import signal
+import subprocess
 import sys
 from typing import Any
 
 import pytest
 
 from llmos.userland.cli import main
+from llmos.userland.models import description
 from llmos.userland.sdk import Code, OpError
 
 
@@ -78,6 +81,18 @@ def test_call_streams(kernel: Any, capsys: pytest.CaptureFixture[str]) -> None:
     assert main.run(["call", "llm.generate", "prompt=5", "-o", "jsonl"]) == 0
     assert [json.loads(line)["text"] for line in capsys.readouterr().out.splitlines()] == ["a", "b", "ab"]
     assert kernel.wait_for("llm.generate") == {"prompt": "5"}
+
+
+def test_interrupt_sends_cancel(kernel: Any) -> None:
+    """Ctrl-C in the middle of an answer tells the system that nobody wants the rest, and ends with 130."""
+    kernel.chunks["llm.generate"] = [{"text": "a"}]
+    command = [sys.executable, "-m", "llmos.userland.cli", "call", "llm.generate", "prompt=5", "-o", "jsonl"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert json.loads(process.stdout.readline()) == {"text": "a"}
+        process.send_signal(signal.SIGINT)
+        kernel.cancels.get(timeout=10)
+    assert process.returncode == 130
 
 
 ANSWER = {
@@ -181,3 +196,38 @@ def test_kernel_not_running(monkeypatch: pytest.MonkeyPatch, tmp_path: Any, caps
         assert main.run(argv) == 6, argv
         assert capsys.readouterr().err.startswith("error[kernel.unreachable]: llmos is not running\nhint: ")
     assert main.run(["down"]) == 0
+
+
+def _install(folder: Any, name: str, **said: Any) -> None:
+    (folder / name).mkdir(parents=True)
+    description.write(folder / name, {"kind": "generator", **said})
+    for file in ("model.onnx", "tokenizer.json"):
+        (folder / name / file).write_bytes(b"0" * 500_000)
+
+
+def test_models_of_this_machine(
+    kernel: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Installed models are listed with what is wrong with them and which is loaded, shown, and removed."""
+    monkeypatch.setenv("LLMOS_MODELS", str(tmp_path))
+    kernel.answers["sys.status"] = lambda _: {"model": {"name": "small", "state": "ready"}}
+    assert main.run(["model", "ls"]) == 0
+    assert "llmosctl model pull" in capsys.readouterr().err
+    _install(tmp_path, "small", parameters=135_000_000, context=2048, architecture="llama", license="Apache-2.0")
+    _install(tmp_path, "torn")
+    (tmp_path / "torn" / "model.onnx").unlink()
+    assert main.run(["model", "ls"]) == 0
+    out = capsys.readouterr().out.splitlines()
+    assert out[1].split() == ["small", "generator", "llama", "135", "M", "2048", "1", "Apache-2.0", "ready"]
+    assert "model.onnx missing" in out[2]
+    assert main.run(["model", "show", "small", "-o", "json"]) == 0
+    assert json.loads(capsys.readouterr().out)["state"] == "ready"
+    assert main.run(["model", "show", "other"]) == 3
+    assert main.run(["model", "rm", "torn"]) == 0
+    assert not (tmp_path / "torn").exists()
+
+
+def test_catalogue_is_shown(kernel: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    """`model pull` without a name says what there is."""
+    assert main.run(["model", "pull", "-o", "json"]) == 0
+    assert "smollm2-135m" in {entry["name"] for entry in json.loads(capsys.readouterr().out)}

@@ -117,6 +117,7 @@ def test_followed_log_loses_nothing(old: list[str], new: list[str], kept: int) -
     seen, now = old[-kept:], (old + new)[-kept:]
     came = process.fresh(seen, now)
     assert now[len(now) - len(came) :] == came
+    assert process.fresh(["a", "x"], ["a", "x", "b", "x"]) == ["b", "x"]
     distinct = [f"{n}{line}" for n, line in enumerate(old + new)]
     seen, now = distinct[: len(old)][-kept:], distinct[-kept:]
     assert process.fresh(seen, now) == distinct[len(old) :][-kept:]

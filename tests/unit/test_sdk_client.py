@@ -72,9 +72,14 @@ def _either(x: int | str) -> None:
     """Something."""
 
 
+def _unknown(x: NeverImported) -> None:  # type: ignore[name-defined]  # noqa: F821
+    """Something."""
+
+
 @pytest.mark.parametrize(
     ("function", "complaint"),
     [
+        (_unknown, "cannot be resolved"),
         (_no_doc, "no docstring"),
         (_no_type, "x has no type"),
         (_many, "cannot be passed by name"),

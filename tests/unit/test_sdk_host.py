@@ -66,6 +66,7 @@ class Probe(Driver):
     def wait(self, call: Call) -> dict:
         self.env.publish("probe.waiting", {{}})
         call.cancelled.wait()
+        (self.env.state / "cancelled").write_text("yes")
         call.check()
     @op(name="import")
     def import_(self, call: Call) -> dict:
@@ -189,6 +190,7 @@ def test_host_ends_with_op_running(gate_double: Any, start: Start, tmp_path: Pat
     host.terminate()
     host.communicate(timeout=5)
     assert host.returncode == 0
+    assert (tmp_path / "cancelled").exists()
     assert (tmp_path / "closed").exists()
 
 

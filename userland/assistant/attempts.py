@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from llmos.ipc.protocol import Effect
@@ -36,24 +36,35 @@ class Attempt:
     """How much better its finding has to be than one that departs less; in cosine."""
     enough: float = CONVINCING
     """Likeness of its first card from which nothing else need be tried."""
+    rival: bool = False
+    """It is made even when the one before it has found enough."""
     timely: bool = True
     """It asks for the time that the question names."""
     missing: list[str] = field(default_factory=list)
     """Required arguments that the question does not give to code."""
 
 
-def plan(tools: list[Tool], question: Question) -> Iterator[Attempt]:
-    """Attempts with the best tool, then the second best. Only reading is ever tried twice."""
-    best = tools[0]
-    yield from _readings(best, question)
+def plan(tools: list[Tool], question: Question, rivals: int = 0) -> Iterator[Attempt]:
+    """Attempts with the best tool, then the others. Only reading is ever tried twice.
+
+    `rivals`, how many of the others fit so nearly as well that what they find is compared before anything is decided.
+    """
+    best, others = tools[0], [tool for tool in tools[1:] if tool.effect is Effect.READ]
+    readings = _readings(best, question)
+    yield next(readings)
     if best.effect is not Effect.READ:
         return
+    yield from _elsewhere(others[:rivals], question, cost=0.0, rival=True)
+    yield from readings
     yield from _looser(best, question)
-    for other in tools[1:]:
-        if other.effect is Effect.READ:
-            first = next(_readings(other, question))
-            if not first.missing:
-                yield Attempt(other, first.args, first.query, f"another way: {other.summary}", cost=0.35)
+    yield from _elsewhere(others[rivals:], question, cost=0.35, rival=False)
+
+
+def _elsewhere(tools: list[Tool], question: Question, *, cost: float, rival: bool) -> Iterator[Attempt]:
+    for tool in tools:
+        first = next(_readings(tool, question))
+        if not first.missing:
+            yield replace(first, why=f"another way: {tool.summary}", cost=cost, rival=rival)
 
 
 def with_query(attempt: Attempt, query: str, why: str, cost: float) -> Attempt:
@@ -82,20 +93,20 @@ def _readings(tool: Tool, question: Question) -> Iterator[Attempt]:
 
 
 def _looser(tool: Tool, question: Question) -> Iterator[Attempt]:
-    first, whole = question.readings[0], question.readings[-1]
-    if question.period and tool.taking("period"):
-        start, end = question.period.loose
-        loose = f"{start.isoformat(timespec='minutes')} to {end.isoformat(timespec='minutes')}"
-        args = {**arguments(tool, question, first, None), tool.taking("period"): loose}
-        yield Attempt(tool, args, first.query, f"a while around {question.period.text}", cost=0.3, timely=False)
-    if first.place and tool.taking("host") and len(question.readings) == 1:
-        bare = Reading(first.query or first.place)
-        yield Attempt(tool, arguments(tool, question, bare, question.period), bare.query, "any place", cost=0.3)
-    if question.period and tool.taking("period"):
-        for reading in dict.fromkeys((first, whole)):
-            yield Attempt(
-                tool, arguments(tool, question, reading, None), reading.query, "any time", cost=0.35, timely=False
-            )
+    """Less than was asked for: a time around the one named, any place, any time."""
+    reading = question.readings[min(1, len(question.readings) - 1)]  # a place in doubt has been tried
+    period, timed = question.period, tool.taking("period")
+    if period and timed:
+        start, end = (moment.isoformat(timespec="minutes") for moment in period.loose)
+        args = {**arguments(tool, question, reading, None), timed: f"{start} to {end}"}
+        yield Attempt(tool, args, reading.query, f"a while around {period.text}", cost=0.3, timely=False)
+    if reading.place and tool.taking("host"):
+        bare = Reading(reading.query or reading.place)
+        yield Attempt(tool, arguments(tool, question, bare, period), bare.query, "any place", cost=0.3)
+    if period and timed:
+        yield Attempt(
+            tool, arguments(tool, question, reading, None), reading.query, "any time", cost=0.35, timely=False
+        )
 
 
 def arguments(tool: Tool, question: Question, reading: Reading, period: Period | None) -> dict[str, Any]:

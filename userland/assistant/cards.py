@@ -15,8 +15,8 @@ MAX_CARDS = 5
 """Cards of an answer."""
 MAX_READ = 20
 """Records of a result that are looked at."""
-RELEVANT = 0.15
-"""Score from which a record of the right time comes before any other."""
+NEAR_TIME, OTHER_TIME = 0.4, 0.2
+"""What the score of a record counts that is of a time near the one asked for, and of any other."""
 MAX_TEXT = 600
 """Characters of a card's text."""
 _TITLES = ("title", "name", "subject", "summary", "op")
@@ -56,16 +56,14 @@ class Card(msgspec.Struct, frozen=True, omit_defaults=True):
 def from_result(result: dict[str, Any], source: str, now: datetime, period: Period | None = None) -> list[Card]:
     """The cards of an op's result, in its order: of its list of records, or of itself when it is one record.
 
-    With `period`, what is of that time and not irrelevant comes before what an op found beyond it.
+    With `period`, what an op found beyond that time comes after what is of it, unless it fits far better.
     """
     items = result.get("items")
     if not isinstance(items, list):
         items = next((value for value in result.values() if _are_records(value)), [result] if _is_text(result) else [])
-    items = [item for item in items if isinstance(item, dict)]
-    cards = [(_card(item, source, now), item.get("in_period")) for item in items[:MAX_READ]]
-    if period:
-        cards.sort(key=lambda pair: not (_is_of(*pair, period) and (pair[0].score or 1.0) >= RELEVANT))
-    return [card for card, _ in cards]
+    items = [item for item in items if isinstance(item, dict)][:MAX_READ]
+    cards = [_card(item, source, now) for item in items]
+    return _timely(cards, [item.get("in_period") for item in items], period) if period else cards
 
 
 def say_when(moment: datetime, now: datetime) -> str:
@@ -97,11 +95,25 @@ def _card(item: dict[str, Any], source: str, now: datetime) -> Card:
     )
 
 
-def _is_of(card: Card, told: Any, period: Period) -> bool:
-    """Is the card of that time: as its op says, for it may know of more times than one, or by its own?"""
-    if isinstance(told, bool):
-        return told
-    return card.ts is None or period.start.timestamp() <= card.ts < period.end.timestamp()
+def _timely(cards: list[Card], told: list[Any], period: Period) -> list[Card]:
+    """The cards of that time first, in the op's order, the others where their score still has them when it counts less.
+
+    An op may tell whether a record is of that time: it knows of all times at which a page was read, the card only of the
+    last.
+    """
+    worth, weighed = 1.0, []
+    for card, said in zip(cards, told, strict=True):
+        worth = min(
+            worth, 1.0 if card.score is None else card.score
+        )  # no more than any before it: the order is the op's
+        inside = said if isinstance(said, bool) else card.ts is None or _is_in(card.ts, period.start, period.end)
+        near = card.ts is not None and _is_in(card.ts, *period.loose)
+        weighed.append((worth * (1.0 if inside else NEAR_TIME if near else OTHER_TIME), card))
+    return [card for _, card in sorted(weighed, key=lambda pair: -pair[0])]
+
+
+def _is_in(ts: float, start: datetime, end: datetime) -> bool:
+    return start.timestamp() <= ts < end.timestamp()
 
 
 def _say_why(why: Any) -> str:

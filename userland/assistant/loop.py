@@ -25,8 +25,8 @@ from llmos.userland.assistant.reading import FUNCTION_WORDS, Question, read
 from llmos.userland.assistant.tools import Choice, Tool, Toolbox, read_tools
 from llmos.userland.assistant.words import mentions, stems
 
-TIE = 0.02
-"""Scores of ops closer than this are a tie; the model decides among the tied."""
+TIE = 0.04
+"""Scores of ops closer than this are a tie: searches are all made and compared, among others the model decides."""
 MOST_TIED = 3
 NO_TOOL = 0.25
 """An op that fits less than this is not what was asked for."""
@@ -94,8 +94,8 @@ class Assistant:
                 said, cards = _say_abilities(toolbox.tools), list[Card]()
                 self._step("answer", text=said)
             else:
-                tools = self._choose(text, [choice for choice in choices if choice.tool.op])
-                said, cards = self._say(question, self._find(question, tools))
+                tools, rivals = self._choose(text, [choice for choice in choices if choice.tool.op])
+                said, cards = self._say(question, self._find(question, tools, rivals))
         return {
             "answer": said,
             "cards": [msgspec.to_builtins(card) for card in cards],
@@ -105,52 +105,57 @@ class Assistant:
 
     # -- choosing --------------------------------------------------------------------------------------------------
 
-    def _choose(self, text: str, choices: list[Choice]) -> list[Tool]:
-        """The tools in the order to try them."""
-        tied = [choice.tool for choice in choices[:MOST_TIED] if choices[0].score - choice.score < TIE]
-        if len(tied) > 1:
-            with self._timed("choose"):
-                lines = "\n".join(f"{tool.op}: {tool.summary}" for tool in tied)
-                prompt = f"{lines}\n\nWhich of these answers: {text}"
-                picked = self._generate(prompt, 40, choices=[tool.op for tool in tied])
-            tied.sort(key=lambda tool: tool.op != picked)
-        rest = [choice.tool for choice in choices if choice.tool not in tied and choice.score >= NO_TOOL]
-        tools = tied + rest
-        scores = {choice.tool.op: round(choice.score, 3) for choice in choices[:MOST_TIED]}
+    def _choose(self, text: str, choices: list[Choice]) -> tuple[list[Tool], int]:
+        """The tools in the order to try them, and how many after the first are its rivals."""
+        best = choices[0]
+        near = [choice for choice in choices[1:MOST_TIED] if best.score - choice.score < TIE]
+        if best.tool.can_be_compared:
+            near = [choice for choice in near if choice.tool.can_be_compared]
+            by = "likeness"
+        elif near:
+            best, near = self._break_tie(text, [best, *near]), []
+            by = "model"
+        else:
+            by = "likeness"
+        rest = [choice.tool for choice in choices if choice not in (best, *near) and choice.score >= NO_TOOL]
         self._step(
-            "tool", op=tools[0].op, summary=tools[0].summary, scores=scores, by="model" if len(tied) > 1 else "likeness"
+            "tool", op=best.tool.op, by=by, score=round(best.score, 3), rivals=[choice.tool.op for choice in near]
         )
-        return tools
+        return [best.tool, *(choice.tool for choice in near), *rest], len(near)
+
+    def _break_tie(self, text: str, tied: list[Choice]) -> Choice:
+        with self._timed("choose"):
+            lines = "\n".join(f"{choice.tool.op}: {choice.tool.summary}" for choice in tied)
+            prompt = f"{lines}\n\nWhich of these answers: {text}"
+            picked = self._generate(prompt, 40, choices=[choice.tool.op for choice in tied])
+        return next((choice for choice in tied if choice.tool.op == picked), tied[0])
 
     # -- acting and observing --------------------------------------------------------------------------------------
 
-    def _find(self, question: Question, tools: list[Tool]) -> list[Finding]:
+    def _find(self, question: Question, tools: list[Tool], rivals: int) -> list[Finding]:
         """The findings, best first; empty when no call could be made."""
         findings: list[Finding] = []
         made: list[tuple[str, dict[str, Any]]] = []
-        attempts = self._attempts(question, tools, findings)
-        for attempt in attempts:
-            if (attempt.tool.op, attempt.args) in made:
-                continue
-            made.append((attempt.tool.op, attempt.args))
-            finding = self._try(attempt, question.period)
-            if finding is not None:
-                findings.append(finding)
-                if finding.worth >= attempt.enough:
-                    break
-            if len(made) == MAX_CALLS:
+        for attempt in self._attempts(question, tools, rivals, findings):
+            if len(made) == MAX_CALLS or (_enough(findings) and not attempt.rival):
                 break
+            if (attempt.tool.op, attempt.args) not in made:
+                made.append((attempt.tool.op, attempt.args))
+                finding = self._try(attempt, question.period)
+                findings += [finding] if finding else []
         return sorted(findings, key=lambda finding: -finding.worth)
 
-    def _attempts(self, question: Question, tools: list[Tool], findings: list[Finding]) -> Iterator[Attempt]:
-        for attempt in plan(tools, question):
+    def _attempts(
+        self, question: Question, tools: list[Tool], rivals: int, findings: list[Finding]
+    ) -> Iterator[Attempt]:
+        for attempt in plan(tools, question, rivals):
             yield self._complete(attempt, question, tools) if attempt.missing else attempt
         asked = next((f.attempt for f in findings if f.attempt.query and f.attempt.tool.taking("query")), None)
-        if asked is not None:
+        if asked is not None and not _enough(findings):
             with self._timed("rephrase"):
                 other = self._rephrase(asked.query)
             if other:
-                yield with_query(asked, other, f"in other words: {other}", cost=0.1)
+                yield with_query(asked, other, f"in other words: {other}", cost=0.3)
 
     def _try(self, attempt: Attempt, period: Period | None) -> Finding | None:
         self._step("call", op=attempt.tool.op, args=attempt.args, why=attempt.why)
@@ -284,6 +289,10 @@ class Assistant:
             yield
         finally:
             self.timings[name] = self.timings.get(name, 0.0) + (time.perf_counter() - start) * 1000
+
+
+def _enough(findings: list[Finding]) -> bool:
+    return any(finding.worth >= finding.attempt.enough for finding in findings)
 
 
 def _say_abilities(tools: list[Tool]) -> str:

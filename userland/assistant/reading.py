@@ -46,7 +46,7 @@ _ASKING = re.compile(r"(?:what|why|how|whether|where|who)\b", re.IGNORECASE)
 _AFTER_VERB = re.compile(
     r"\b(?:read|reading|saw|seen|see|visit(?:ed)?|open(?:ed)?|look(?:ed|ing)?|brows(?:ed|ing)|watched)\s*$", re.I
 )
-_NOUN_PHRASE = re.compile(r"(?:(?!\b(?:the|that|this|a|an|of|any|some|my)\b)[\w'’.-]+\s+){1,6}$", re.IGNORECASE)
+_NOUN_PHRASE = re.compile(r"(?<!\w)(?:(?!\b(?:the|that|this|a|an|of|any|some|my)\b)[\w'’.-]+\s+){1,6}$", re.IGNORECASE)
 _NAME = re.compile(r"(?:the\s+)?[A-Z]")
 _NAME_BEFORE = re.compile(r"\b(?:the|that|this|a|an)\s+((?:[A-Z][\w'’]*\s+){1,3})[a-z]+\s*$")
 _PATH = re.compile(r"(?<![\w/~])(?:~?/[^\s\0?!,;]+|[\w-]+(?:/[\w.-]+)+|[\w-]+\.[A-Za-z][A-Za-z0-9]{0,4}(?![\w.]))")
@@ -57,6 +57,11 @@ _FOLDER = re.compile(
 _NUMBERS = {word: n for n, word in enumerate("one two three four five six seven eight nine ten".split(), 1)}
 _COUNT = re.compile(rf"\b(?:top|first|last|latest|newest|up to)\s+(\d{{1,3}}|{'|'.join(_NUMBERS)})\b", re.IGNORECASE)
 
+FILE_ENDINGS = frozenset(
+    "txt md csv tsv pdf doc docx odt rtf xls xlsx ods ppt pptx odp png jpg jpeg gif svg mp3 mp4 zip gz tar py js json toml "
+    "yaml yml xml html htm log ini conf db eml ics".split()
+)
+"""What ends a file's name rather than a site's."""
 FUNCTION_WORDS = frozenset(
     "a an the this that these those some any all my your our his her its their i you we he she it they me him us them who "
     "whom whose which what where when why how is are was were be been being am do does did done have has had having can "
@@ -87,8 +92,8 @@ class Question:
     period: Period | None = None
     paths: tuple[str, ...] = ()
     count: int | None = None
-    announced: bool = False
-    """A word such as *about* introduces what it is about."""
+    announced: str = ""
+    """How what it is about is introduced: `topic` after *about* and the like or in quotes, `on` after that, or not at all."""
     bare: str = ""
     """The question with *something* for what it is about, without time and place: what is left says what to do."""
 
@@ -121,10 +126,12 @@ def read(text: str, now: datetime, op_words: Collection[str] = ()) -> Question:
     counted = _COUNT.search(left)
     if counted:
         left = _blank(left, *counted.span())
-    paths = [found[0] for found in _PATH.finditer(left)] + [found[1] or found[2] for found in _FOLDER.finditer(left)]
-    sure = _DOMAIN.search(left)
+    sure = next(
+        (found for found in _DOMAIN.finditer(left) if found[1].rpartition(".")[2].lower() not in FILE_ENDINGS), None
+    )
     if sure:
         left = _blank(left, *sure.span())
+    paths = [found[0] for found in _PATH.finditer(left)] + [found[1] or found[2] for found in _FOLDER.finditer(left)]
     parts = _parts(left)
     topic, place = _roles(left, parts, op_words, need_place=sure is None)
     if sure:
@@ -138,7 +145,7 @@ def read(text: str, now: datetime, op_words: Collection[str] = ()) -> Question:
         period,
         tuple(dict.fromkeys(paths)),
         (_NUMBERS.get(counted[1].lower()) or int(counted[1])) if counted else None,
-        announced=topic is not None and topic.kind == "topic",
+        announced=topic.kind if topic else "",
         bare=_bare(left, topic, place, readings[0].query),
     )
 

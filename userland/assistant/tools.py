@@ -24,8 +24,10 @@ Embed = Callable[[Sequence[str]], Vectors]
 
 NEAREST = 2
 """Utterances of an op that count: a mean of two is less easily fooled by an example's topic than the nearest alone."""
-LOST_TOPIC, LOST_DETAIL = 0.1, 0.05
-"""What an op loses that has no argument for the words asked for, and for a time or a place; in cosine."""
+LOST_ABOUT, LOST_TOPIC, LOST_DETAIL = 0.2, 0.1, 0.05
+"""What an op loses that has no argument for what is asked *about*, for other words, for a time or a place; in cosine."""
+NAMED_FILE = 0.1
+"""What an op gains that works on one file, when a file is named."""
 
 
 class Tool(msgspec.Struct, frozen=True):
@@ -45,6 +47,11 @@ class Tool(msgspec.Struct, frozen=True):
     def provider(self) -> str:
         """Who serves it: a driver's name, or `app`."""
         return self.op.partition(".")[0]
+
+    @property
+    def can_be_compared(self) -> bool:
+        """Is it a search, harmless to make beside another and judged by what it finds?"""
+        return self.effect is Effect.READ and bool(self.taking("query"))
 
     @property
     def examples(self) -> list[str]:
@@ -106,6 +113,9 @@ def _lost(tool: Tool, question: Question) -> float:
     """How much of what the question says the tool has no argument for."""
     topic = any(reading.query for reading in question.readings)
     kept = tool.taking("query") or (question.paths and tool.taking("path"))
-    lost = LOST_TOPIC if topic and not kept else 0.0
+    lost = 0.0 if kept or not topic else LOST_ABOUT if question.announced == "topic" else LOST_TOPIC
     lost += LOST_DETAIL if question.readings[0].place and not tool.taking("host") else 0.0
-    return lost + (LOST_DETAIL if question.period and not tool.taking("period") else 0.0)
+    lost += LOST_DETAIL if question.period and not tool.taking("period") else 0.0
+    path = tool.args.get(tool.taking("path"))
+    named = any(set("/.") & set(name) for name in question.paths)
+    return lost - (NAMED_FILE if named and path is not None and path.required else 0.0)

@@ -41,8 +41,9 @@ def ask(
     with session.connect() as client:
         try:
             run = client.spawn(AGENT, {"question": " ".join(question)}, wait=True)
-            for step in session.chunks(client, run):
-                said += _tell(step, output)
+            with session.cancelling(client, run):
+                for step in run:
+                    said += _tell(step, output)
             result: dict[str, Any] = run.result["result"]
         except OpError as error:
             if error.code is Code.UNAVAILABLE and _lacks_model(client):

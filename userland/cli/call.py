@@ -34,10 +34,10 @@ def call(
     with session.connect() as client:
         args = {**arguments.from_json(json_args), **_typed(client, op, values or [])}
         with failure.model_is_meant() if op.startswith("llm.") else contextlib.nullcontext():
-            stream = client.stream(op, args, timeout=timeout)
-            for chunk in session.chunks(client, stream):
-                if output is Format.JSONL:
-                    line_json(chunk)
+            with session.cancelling(client, client.stream(op, args, timeout=timeout)) as stream:
+                for chunk in stream:
+                    if output is Format.JSONL:
+                        line_json(chunk)
             record(stream.result, output)
 
 

@@ -52,3 +52,6 @@ def run(argv: list[str] | None = None) -> int:
     except BrokenPipeError:  # whoever read our output has seen enough
         sys.stdout = None  # nothing to flush into at exit
         return 0
+    except OSError as error:
+        failure.print_error("failed", f"{error.filename}: {error.strerror}" if error.filename else str(error), None)
+        return failure.FAILED

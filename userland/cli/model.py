@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from llmos.ipc import paths
-from llmos.ipc.errors import Code, OpError
+from llmos.ipc.errors import OpError
 from llmos.userland.cli import failure, progress, session
 from llmos.userland.cli.output import Column, Format, Output, line_json, note, print_json, record, rows
 
@@ -43,6 +42,15 @@ COLUMNS = (
 )
 
 
+CATALOGUE = (
+    Column("name"),
+    Column("kind"),
+    Column("mb", lambda row: f"{sum(part['wheel_bytes'] for part in row['parts']) / 1e6:.0f}", right=True),
+    Column("licence", lambda row: row["license"]),
+    Column("about"),
+)
+
+
 @app.command(epilog="Example: llmosctl model ls")
 def ls(output: Output = Format.TABLE) -> None:
     """List the models on this machine, and which of them is loaded."""
@@ -63,14 +71,17 @@ def show(name: Annotated[str, typer.Argument(help="See `llmosctl model ls`.")], 
 
 @app.command(epilog="Example: llmosctl model pull smollm2-135m")
 def pull(
-    name: Annotated[str, typer.Argument(help="Of the catalogue; without one the catalogue is listed.")] = "",
+    name: Annotated[str, typer.Argument(help="Of the catalogue; without one, the catalogue is listed.")] = "",
     output: Output = Format.TABLE,
 ) -> None:
     """Download a model from the package index, check it, and import it. Goes on where an earlier pull stopped."""
-    from llmos.userland.models import pull as pulling
+    from llmos.userland.models import catalog, install
 
+    if not name:
+        rows([asdict(entry) for entry in catalog.entries().values()], CATALOGUE, output)
+        return
     with progress.shown() as report:
-        made = pulling.pull(name, report, start_jailed)
+        made = install.pull(name, report, start_jailed)
     _tell_made(made, output)
 
 
@@ -81,17 +92,12 @@ def import_(
     output: Output = Format.TABLE,
 ) -> None:
     """Turn a GGUF file into a model of this machine. The file is read in a jail: it may be hostile."""
-    from llmos.userland.models import store
+    from llmos.userland.models import install
     from llmos.userland.models.importer import default_name
-    from llmos.userland.models.process import import_in_process
 
-    if not file.is_file():
-        raise OpError(Code.NOT_FOUND, f"{file} is not a file")
-    called = name or default_name(file)
     with progress.shown() as report:
-        made = import_in_process(file.resolve(), paths.models_dir().resolve(), called, report, start_jailed)
-    note(f"imported in {made['seconds']:.0f} s, with {made['peak_rss'] / 1e6:.0f} MB of memory at the most")
-    _tell_made(store.show(str(made["name"])), output)
+        made = install.import_file(file.expanduser().resolve(), name or default_name(file), report, start_jailed)
+    _tell_made(made, output)
 
 
 @app.command(epilog="Example: llmosctl model rm smollm2-135m")

@@ -63,12 +63,12 @@ def spawn(
             else:
                 record({"pid": pid}, output)
             return
-        run = client.spawn(program, args, allow=allow, wait=True)
-        for data in session.chunks(client, run):
-            if output is Format.JSONL:
-                line_json(data)
-            else:
-                note(" ".join(f"{key}={value}" for key, value in data.items()))
+        with session.cancelling(client, client.spawn(program, args, allow=allow, wait=True)) as run:
+            for data in run:
+                if output is Format.JSONL:
+                    line_json(data)
+                else:
+                    note(" ".join(f"{key}={value}" for key, value in data.items()))
         result: dict[str, Any] = run.result["result"]
     (line_json if output is Format.JSONL else print_json)(result)
 

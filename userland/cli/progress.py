@@ -14,7 +14,7 @@ Report = Callable[[str, int, int], None]
 
 @contextlib.contextmanager
 def shown() -> Iterator[Report]:
-    """A function to report to, until the block ends."""
+    """A function to report to, until the block ends. What begins with the same word and has the same size is one stage."""
     if not sys.stderr.isatty():
         yield _line_per_stage()
         return
@@ -23,22 +23,28 @@ def shown() -> Iterator[Report]:
 
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True)) as bar:
-        tasks: dict[str, TaskID] = {}
+        tasks: dict[tuple[str, int], TaskID] = {}
 
         def report(what: str, done: int, total: int) -> None:
-            if what not in tasks:
-                tasks[what] = bar.add_task(what)
-            bar.update(tasks[what], completed=done, total=total or None)
+            stage = _stage(what, total)
+            if stage not in tasks:
+                tasks[stage] = bar.add_task(what)
+            bar.update(tasks[stage], description=what, completed=done, total=total or None)
 
         yield report
 
 
 def _line_per_stage() -> Report:
-    seen: set[str] = set()
+    seen: set[tuple[str, int]] = set()
 
     def report(what: str, _done: int, total: int) -> None:
-        if what not in seen:
-            seen.add(what)
-            note(f"{what} ({total / 1e6:.0f} MB)" if total else what)
+        stage = _stage(what, total)
+        if stage not in seen:
+            seen.add(stage)
+            note(f"{what} ({total / 1e6:.1f} MB)" if total else what)
 
     return report
+
+
+def _stage(what: str, total: int) -> tuple[str, int]:
+    return what.partition(" ")[0], total

@@ -22,21 +22,15 @@ def connect() -> Iterator[Client]:
 
 def ask_kernel(op: str, args: dict[str, Any] | None = None, *, timeout: float | None = None) -> dict[str, Any]:
     """One call on a connection of its own. Ctrl-C cancels it."""
-    with connect() as client:
-        return finish(client, client.stream(op, args or {}, timeout=timeout))
+    with connect() as client, cancelling(client, client.stream(op, args or {}, timeout=timeout)) as stream:
+        return stream.finish()
 
 
-def finish(client: Client, stream: Stream) -> dict[str, Any]:
-    """The result, skipping chunks. Ctrl-C cancels it."""
-    for _ in chunks(client, stream):
-        pass
-    return stream.result
-
-
-def chunks(client: Client, stream: Stream) -> Iterator[dict[str, Any]]:
-    """The chunks as they come. Ctrl-C cancels the call, and the cancel is on its way before this ends."""
+@contextlib.contextmanager
+def cancelling(client: Client, stream: Stream) -> Iterator[Stream]:
+    """Around the reading of an answer: Ctrl-C cancels the call, and the cancel is on its way before this ends."""
     try:
-        yield from stream
+        yield stream
     except KeyboardInterrupt:
         stream.cancel()
         with contextlib.suppress(OpError):

@@ -19,6 +19,7 @@ from llmos.userland.models.metadata import Metadata, shown
 ARCHITECTURES = ("llama", "qwen2")
 MAX_LAYERS = 512
 MAX_WIDTH = 1 << 17
+MAX_HEAD = 256
 MAX_CONTEXT = 1 << 17
 """Positions of the rotary tables written into the graph; a longer context is cut to this."""
 
@@ -79,7 +80,12 @@ def read_architecture(values: Mapping[str, MetadataValue], tensors: Mapping[str,
         raise ImportRejected(
             f"metadata key '{kind}.attention.head_count': {heads} heads do not divide {hidden} dimensions"
         )
-    head_size = metadata.integer(f"{kind}.attention.key_length", 2, 1024, hidden // heads)
+    head_size = metadata.integer(f"{kind}.attention.key_length", 1, MAX_WIDTH, hidden // heads)
+    if head_size % 16 or head_size > MAX_HEAD:
+        raise ImportRejected(
+            f"metadata key '{kind}.attention.head_count': heads of {head_size} dimensions are not supported; multiples of 16 "
+            f"up to {MAX_HEAD} are"
+        )
     kv_heads = metadata.integer(f"{kind}.attention.head_count_kv", 1, heads, heads)
     if heads % kv_heads:
         raise ImportRejected(f"metadata key '{kind}.attention.head_count_kv': {kv_heads} does not divide {heads} heads")

@@ -17,7 +17,7 @@ from llmos.userland.models.errors import ModelError
 from llmos.userland.models.index import Network, reason, without_secrets
 
 ATTEMPTS = 5
-"""Tries in a row that bring no byte before giving up."""
+"""Tries in a row that bring it no further before giving up."""
 
 _PIECE = 1 << 18
 _AGAIN = "run it again: it continues where it stopped"
@@ -86,11 +86,12 @@ def _receive(
     url: str, stream: BinaryIO, size: int, network: Network, report: Report, sleep: Callable[[float], None]
 ) -> None:
     """Append to `stream` until it holds `size` bytes."""
-    idle = 0
+    idle, furthest = 0, stream.seek(0, 2)
     while (have := stream.seek(0, 2)) < size:
         trouble = _receive_once(url, stream, have, size, network, report)
         reached = stream.seek(0, 2)
-        idle = 0 if reached > have else idle + 1
+        idle = 0 if reached > furthest else idle + 1
+        furthest = max(furthest, reached)
         if idle == ATTEMPTS:
             raise ModelError(
                 Code.UNAVAILABLE,

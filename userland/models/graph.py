@@ -22,13 +22,15 @@ from llmos.userland.models.architecture import Architecture
 from llmos.userland.models.errors import ImportRejected
 from llmos.userland.models.gguf_file import GgufFile, Tensor
 from llmos.userland.models.packing import Layout, layout_for, pack, read_values, wide_layout
-from llmos.userland.models.weights import WeightsFile
+from llmos.userland.models.weights import Region, WeightsFile
 
 LAST_POSITION = "last_position"
 """The node that drops all positions but the last; a reader that wants every position's logits replaces it by an Identity."""
 
 _PIECE = 1 << 20
 """Weights converted at a time; bounds the memory an import needs beside the file's header."""
+_POSITIONS = 4096
+"""Positions of the rotary tables computed at a time."""
 _ONNX, _IR, _CONTRIB = 21, 10, "com.microsoft"
 
 Wrote = Callable[[str, int], None]
@@ -53,16 +55,16 @@ class DecoderGraph:
         shape = self._shape
         self._masks()
         self._rotary_tables()
-        output_table = self._table("token_embd.weight")
-        branch, stream = "", self._embed(output_table)
+        table = self._table("token_embd.weight", gathered=True, multiplied=shape.tied)
+        branch, stream = "", self._embed(*table)
         for layer in range(shape.layers):
             branch, stream = self._layer(layer, branch, stream)
         hidden, _ = self._norm("output_norm", branch, stream, last=True)
         self._weights.constant("minus_one", np.array([-1], np.int64))
         self._add("Gather", [hidden, "minus_one"], [LAST_POSITION], axis=1)
         if not shape.tied:
-            output_table = self._table("output.weight")
-        self._product(LAST_POSITION, "logits", output_table, shape.hidden, shape.vocabulary)
+            table = self._table("output.weight", gathered=False, multiplied=True)
+        self._product(LAST_POSITION, "logits", table, shape.hidden, shape.vocabulary)
         graph = helper.make_graph(
             self._nodes, shape.kind, self._inputs(), self._outputs(), initializer=self._weights.initializers
         )
@@ -112,18 +114,29 @@ class DecoderGraph:
             if not (divisors > 0).all():
                 raise ImportRejected(f"tensor {factors.name}: a factor is not positive")
             frequencies = frequencies / divisors
-        angles = np.outer(np.arange(shape.context), frequencies)
-        self._weights.add("cosines", np.cos(angles).astype(np.float32))
-        self._weights.add("sines", np.sin(angles).astype(np.float32))
+        for name, function in (("cosines", np.cos), ("sines", np.sin)):
+            row_bytes = frequencies.size * 4
+            region = self._weights.reserve(shape.context * row_bytes)
+            self._weights.refer(name, np.float32, (shape.context, frequencies.size), region)
+            for first in range(0, shape.context, _POSITIONS):
+                angles = np.outer(np.arange(first, min(first + _POSITIONS, shape.context)), frequencies)
+                self._weights.write(region, first * row_bytes, function(angles).astype(np.float32))
 
-    def _table(self, name: str) -> tuple[str, Layout]:
-        """A vocabulary table, always in the wide layout: the smallest errors here are felt by every token."""
-        layout = wide_layout(self._shape.hidden)
-        self._packed(name, [self._file.tensors[name]], layout)
+    def _table(self, name: str, *, gathered: bool, multiplied: bool) -> tuple[str, Layout]:
+        """A vocabulary table, stored once whatever it serves for: rows to gather, or a matrix to multiply with.
+
+        Always in the wide layout: the smallest errors here are felt by every token.
+        """
+        rows, columns = self._shape.vocabulary, self._shape.hidden
+        layout = wide_layout(columns)
+        codes = self._packed(name, [self._file.tensors[name]], layout)
+        if gathered:
+            self._weights.refer(f"{name}.rows", np.uint8, (rows, columns), codes)
+        if multiplied:
+            self._weights.refer(f"{name}.codes", np.uint8, layout.codes_shape(rows, columns), codes)
         return name, layout
 
-    def _embed(self, table: tuple[str, Layout]) -> str:
-        name, layout = table
+    def _embed(self, name: str, layout: Layout) -> str:
         return self._contrib(
             "GatherBlockQuantized",
             [f"{name}.rows", "input_ids", f"{name}.scales"],
@@ -183,14 +196,14 @@ class DecoderGraph:
     def _project(self, source: str, output: str, names: Sequence[str], biases: Sequence[str] = ()) -> str:
         """`source` times the stacked matrices of the named tensors."""
         tensors = [self._file.tensors[name] for name in names]
-        layout = layout_for(tensors)
-        self._packed(output, tensors, layout)
+        rows, columns, layout = sum(tensor.rows for tensor in tensors), tensors[0].columns, layout_for(tensors)
+        codes = self._packed(output, tensors, layout)
+        self._weights.refer(f"{output}.codes", np.uint8, layout.codes_shape(rows, columns), codes)
         bias = ""
         if biases:
             bias = f"{output}.bias"
             self._weights.add(bias, np.concatenate([self._in_halves(name, self._vector(name)) for name in biases]))
-        rows = sum(tensor.rows for tensor in tensors)
-        return self._product(source, output, (output, layout), tensors[0].columns, rows, bias)
+        return self._product(source, output, (output, layout), columns, rows, bias)
 
     def _product(
         self, source: str, output: str, packed: tuple[str, Layout], columns: int, rows: int, bias: str = ""
@@ -208,13 +221,12 @@ class DecoderGraph:
             accuracy_level=4,  # int8 activations; the levels below are ten to a hundred times slower
         )
 
-    def _packed(self, name: str, tensors: Sequence[Tensor], layout: Layout) -> None:
-        """Write the stacked matrices as `NAME.codes` and `NAME.scales`, and vocabulary tables as `NAME.rows` too."""
+    def _packed(self, name: str, tensors: Sequence[Tensor], layout: Layout) -> Region:
+        """Write the stacked matrices' codes, and their scales as the initialiser `NAME.scales`; where the codes are."""
         rows, columns = sum(tensor.rows for tensor in tensors), tensors[0].columns
-        codes = self._weights.reserve(f"{name}.codes", np.uint8, layout.codes_shape(rows, columns))
-        scales = self._weights.reserve(f"{name}.scales", np.float32, layout.scales_shape(rows, columns))
-        if rows == self._shape.vocabulary and name == "token_embd.weight":
-            self._weights.refer(f"{name}.rows", np.uint8, (rows, columns), codes)
+        codes = self._weights.reserve(rows * columns * layout.bits // 8)
+        scales = self._weights.reserve(rows * columns // layout.block * 4)
+        self._weights.refer(f"{name}.scales", np.float32, layout.scales_shape(rows, columns), scales)
         written = 0
         for tensor in tensors:
             step = max(1, _PIECE // columns // self._shape.head_size) * self._shape.head_size
@@ -225,6 +237,7 @@ class DecoderGraph:
                 self._weights.write(scales, written * scales.nbytes // rows, self._in_halves(tensor.name, some_scales))
                 written += count
                 self._wrote(tensor.name, count * tensor.row_bytes)
+        return codes
 
     def _in_halves(self, name: str, rows: NDArray[Any]) -> NDArray[Any]:
         """Whole heads' rows in the order that rotation by halves wants.

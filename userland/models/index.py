@@ -218,8 +218,10 @@ def _links(page: str, network: Network) -> Iterator[str]:
 
 def _parsed(base: str, body: bytes, content_type: str) -> Iterator[str]:
     if content_type.endswith("json"):
-        document = json.loads(body)
-        addresses = [str(file["url"]) for file in document["files"]] if isinstance(document, dict) else []
+        try:
+            addresses = [str(file["url"]) for file in json.loads(body)["files"]]
+        except (KeyError, TypeError) as error:
+            raise ValueError("its answer has no list of files") from error
     else:
         anchors = _Anchors()
         anchors.feed(body.decode(errors="replace"))

