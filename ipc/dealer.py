@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import zmq
-from zmq.utils.monitor import recv_monitor_message
 
 from llmos.ipc.errors import Code, OpError
 
@@ -113,7 +112,7 @@ class Dealer:
             return True
         if not int(self._monitor.get(zmq.EVENTS)) & READ:
             return False
-        recv_monitor_message(self._monitor, NOW)
+        self._monitor.recv_multipart(NOW)  # only losses are asked for, so what it says is known
         with self.changed:
             self._outbox.clear()
             self._on_lost()

@@ -10,6 +10,7 @@ import secrets
 import shutil
 import socket
 import struct
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -81,6 +82,8 @@ class Kernel:
         self.functions: dict[str, Function] = {}
         self.waiters: dict[int, Call] = {}
         """Agent's pid → the call that waits for its result."""
+        self.ended_logs: OrderedDict[str, LogRing] = OrderedDict()
+        """What agents that ended last wrote to stderr, by name."""
         self.dropped: dict[int, int] = {}
         """Connection → events it lost because it did not read."""
         self._peers: dict[int, Peer] = {}
@@ -491,6 +494,9 @@ class Kernel:
                 )
             self.caps.drop(process.name)
             self.processes.remove(process)
+            self.ended_logs[process.name] = process.log
+            while len(self.ended_logs) > params.LOGS_OF_ENDED:
+                self.ended_logs.popitem(last=False)
             shutil.rmtree(launch.scratch(process, self.places), ignore_errors=True)
         elif process.state is State.FAILED:
             for call, _, _ in self._queues.pop(process.pid, []):
@@ -529,7 +535,7 @@ class Kernel:
     def _rebuild_jails(self, holders: set[str]) -> None:
         for process in self.processes:
             if process.kind is Kind.DRIVER and process.name in holders:
-                self.supervisor.restart(process)
+                self.supervisor.restart(process, soon=params.REJAIL_S)
 
     def _model_changed(self) -> None:
         if self.model.state == "ready" and self._core_process is not None:

@@ -6,9 +6,11 @@ HELLO_S = 10.0  # seconds from start to `sys.hello` before a process is given up
 READY_S = 60.0  # seconds from start to `sys.ready`
 TERM_S = 2.0  # seconds between SIGTERM and SIGKILL
 RESTART_S = (0.02, 0.2, 1.0, 4.0, 15.0)  # seconds before the 1st, 2nd, … restart in a row
+REJAIL_S = 0.1  # seconds in which several grants to a driver become one restart
 CALM_S = 60.0  # seconds a process must live for its next crash to count as the first again
 LOG_LINES = 1000  # lines of stderr kept per process
 LOG_LINE = 2000  # characters kept of one line
+LOGS_OF_ENDED = 32  # agents whose last lines are kept after their end
 AGENT_MEMORY = 1 << 30  # bytes of address space of an agent
 DRIVER_MEMORY = 4 << 30  # bytes of address space of a driver; mapped libraries count
 

@@ -115,16 +115,15 @@ class Supervisor:
             self._settle(process)
             self._deadlines[process] = self._loop.later(params.TERM_S, jailed.kill)
 
-    def restart(self, process: Process) -> None:
-        """End it and start it again at once, as after a new grant."""
+    def restart(self, process: Process, *, soon: float = 0.0) -> None:
+        """End it and start it again, after `soon` seconds in which another call of this counts for nothing."""
         process.failures = 0
+        self._settle(process)
+        process.state = State.STOPPING  # from now on calls wait for the next one
         jailed = self._children.get(process)
-        if jailed is not None:
-            process.state = State.STOPPING  # from now on calls wait for the next one
-            jailed.kill()
-        else:
-            self._settle(process)
-            self.start(process)
+        self._deadlines[process] = self._loop.later(
+            soon, jailed.kill if jailed is not None else lambda: self.start(process)
+        )
 
     def stop_all(self) -> None:
         """No restarts from now on; agents first, then drivers."""
@@ -193,7 +192,7 @@ class Supervisor:
         self._close_log(jailed)
         status = jailed.wait(0)
         was = process.state
-        reason = process.status if was is not State.READY and process.status else _reason(status)
+        reason = process.status if was is State.STARTING and process.status else _reason(status)
         process.jailed, process.os_pid, process.token = None, 0, ""
         self._settle(process)
         log.info("process.ended", pid=process.pid, name=process.name, reason=reason, state=was.value)

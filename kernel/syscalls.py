@@ -175,14 +175,11 @@ def _kill(kernel: Kernel, request: Request, args: protocol.Kill) -> Result:  # n
 
 @_syscall(protocol.Logs)
 def _logs(kernel: Kernel, request: Request, args: protocol.Logs) -> Result:  # noqa: ARG001
-    if args.name == "kernel":
-        ring = kernel.log_ring
-    else:
-        process = kernel.processes.named(args.name)
-        if process is None:
-            known = ", ".join(["kernel", *(one.name for one in kernel.processes)])
-            raise OpError(Code.NOT_FOUND, f"no process is called {args.name!r}", f"running: {known}")
-        ring = process.log
+    process = kernel.processes.named(args.name)
+    ring = kernel.log_ring if args.name == "kernel" else process.log if process else kernel.ended_logs.get(args.name)
+    if ring is None:
+        known = ", ".join(["kernel", *(one.name for one in kernel.processes), *kernel.ended_logs])
+        raise OpError(Code.NOT_FOUND, f"no process is called {args.name!r}", f"known: {known}")
     lines = list(ring.lines)[-args.lines :]
     while sum(len(line) for line in lines) > 40_000:  # what fits an answer; the newest matter most
         lines = lines[len(lines) // 4 + 1 :]

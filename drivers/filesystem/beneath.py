@@ -99,8 +99,9 @@ def has_openat2() -> bool:
     """Linux since 5.6, unless a sandbox answers that it has no such call."""
     if not sys.platform.startswith("linux") or platform.machine() == "alpha":
         return False
-    with opened(os.open("/", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)) as root:
-        descriptor = _openat2(root, ".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, _BENEATH)
+    flags = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC  # naming a directory is allowed even where reading it is not
+    with opened(os.open("/", flags)) as root:
+        descriptor = _openat2(root, ".", flags, _BENEATH)
     if descriptor < 0:
         return ctypes.get_errno() not in {errno.ENOSYS, errno.EPERM}
     os.close(descriptor)

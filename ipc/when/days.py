@@ -74,7 +74,6 @@ def _time(_: Clock, hours: float, half: str | None) -> float | None:
 
 
 @rule("time", "<hour> o'clock|o’clock")
-@rule("time", "<hour>", whole=True)
 def _hour(_: Clock, hours: int) -> float:
     return hours
 
@@ -113,13 +112,13 @@ def choose(c: Clock, make: Callable[[int], Period], which: str | None = None) ->
         with suppress(ValueError):  # 29 February is not in every round
             rounds.append(make(n))
     now = c.now.timestamp()
-    if which == "last":
-        return [r for r in rounds if r.end.timestamp() <= now][-1]
-    if which == "next":
-        return next(r for r in rounds if r.start.timestamp() > now)
-    if c.past:
-        return [r for r in rounds if r.start.timestamp() <= now][-1]
-    return next(r for r in rounds if r.end.timestamp() > now)
+    if which == "last" or (which is None and c.past):
+        meant = [r for r in reversed(rounds) if (r.end if which else r.start).timestamp() <= now]
+    else:
+        meant = [r for r in rounds if (r.start if which else r.end).timestamp() > now]
+    if not meant:
+        raise ValueError("it does not come round")
+    return meant[0]
 
 
 @rule("which", "the|this? {last|past|previous|next|coming|upcoming}", "{this}")
@@ -136,6 +135,11 @@ def _near(c: Clock, name: str) -> Period:
 def _next_but_one(c: Clock, side: str, name: str) -> Period | None:
     days = {("before", "yesterday"): -2, ("after", "tomorrow"): 2}.get((side, name))
     return None if days is None else c.day(c.today + timedelta(days))
+
+
+@rule("day", "all day")
+def _all_day(c: Clock) -> Period:
+    return c.day(c.today)
 
 
 @rule("day", "<exact> day|days|d ago|back|earlier")
@@ -226,8 +230,9 @@ def _calendar_day(_: Clock, day: Period) -> Period:
 
 
 @rule("day", "<weekday> ,? on? <calendar_day>")
-def _weekday_date(_: Clock, weekday: int, day: Period) -> Period | None:
-    return day if day.start.weekday() == weekday else None
+def _weekday_date(_: Clock, _weekday: int, day: Period) -> Period:
+    """Of the two the date is what people remember or copy right."""
+    return day
 
 
 @rule("day", "<exact> day|days {before|after} <calendar_day>")
@@ -251,6 +256,11 @@ def _part(c: Clock, day: Period, hours: Hours) -> Period:
 @rule("moment", "<day> ,? in|during|over? the? <hours>", "<day> ,? at|around <hours>")
 def _day_part(c: Clock, day: Period, hours: Hours) -> Period:
     return _part(c, day, hours)
+
+
+@rule("moment", "{early|late|mid} <day> in? the? <part>")
+def _within_part(c: Clock, where: str, day: Period, part: Hours) -> Period:
+    return _part(c, day, _part_of_day(c, where, part))
 
 
 @rule("moment", "the? <hours> of|on? <day>")
@@ -323,7 +333,7 @@ def _time_day(c: Clock, how: str | None, time: float, day: Period) -> Period:
 
 
 @rule("moment", "{at|around} <time>")
-@rule("moment", "{at|around}? <time>", whole=True)
+@rule("moment", "{at|around}? <time>", "{at|around} <bare_hour>", whole=True)
 def _time_alone(c: Clock, how: str | None, time: float) -> Period:
     return choose(c, lambda n: _clock_span(c, c.today + timedelta(n), float(time), vague=how == "around"))
 
@@ -347,6 +357,7 @@ def _half_times(_: Clock, start: int, end: float) -> Hours | None:
     return _times(_, start + 12 if end > 12 and start + 12 < end else start, end)
 
 
+@rule("times", "between|from <hour> and|to|until|till|- <hour>", whole=True)
 @rule("times", "between|from <time> and|to|until|till|- <time>", "<time> to|- <time>")
 def _times(_: Clock, start: float, end: float) -> Hours | None:
     return (start, end) if start < end else None

@@ -120,7 +120,7 @@ def test_a_driver_that_keeps_dying_is_given_up_with_a_reason(running: System) ->
     connection = running.connect()
 
     def dead() -> bool:
-        row = running.process_named("browser_history")
+        row = running.process_named("filesystem")
         if row["os_pid"]:
             os.kill(row["os_pid"], signal.SIGKILL)
         return bool(row["state"] == "failed")

@@ -32,9 +32,9 @@ FICUS = visit("Ten tips against overwatering your ficus", "https://plants.exampl
 VISITS = [LLM, LAW, RAG, WHALES, HOME, SEARCH, FICUS]
 
 
-@pytest.fixture
-def home(tmp_path: Path) -> Path:
-    made = tmp_path / "home"
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    made = tmp_path_factory.mktemp("home")
     write_firefox(made, VISITS)
     return made
 
@@ -156,7 +156,7 @@ def test_search_prefers_the_period_and_says_when_it_looked_beyond(home: Path, st
     """In the period: found there. Nothing convincing in it: what lies just outside, marked as such."""
     with running(home, state) as driver:
         answer = driver.search(Call(), query="LLMs", period="last week")
-        assert [(item["title"], item["in_period"]) for item in answer["items"]][0] == (LLM.title, True)
+        assert next((item["title"], item["in_period"]) for item in answer["items"]) == (LLM.title, True)
         assert answer["period"] == {"text": "last week", "start": "2026-11-15T23:00:00Z", "end": "2026-11-22T23:00:00Z"}
         (beyond, *_) = driver.search(Call(), query="LLMs", period="yesterday")["items"]
         assert (beyond["title"], beyond["in_period"]) == (LLM.title, False)
@@ -170,6 +170,17 @@ def test_search_same_topic_at_another_time_stays_second(tmp_path: Path) -> None:
     with running(home, tmp_path / "state") as driver:
         assert top(driver, "LLMs", period="last week") == LLM.title
         assert top(driver, "LLMs", period="last month").startswith("LLMs, LLMs")
+
+
+def test_search_what_convinces_in_the_period_is_enough(tmp_path: Path) -> None:
+    """A page of the period with half of the words is meant, though one of long ago has them all."""
+    home = tmp_path / "home"
+    whole = visit("Llamas and knitting", "https://a.example/llamas-and-knitting-in-the-andes", 60, seconds=900.0)
+    half = visit("Llamas", "https://b.example/llamas-at-home", 4)
+    write_firefox(home, [whole, half])
+    with running(home, tmp_path / "state") as driver:
+        assert top(driver, "llamas knitting", period="last week") == half.title
+        assert top(driver, "llamas knitting") == whole.title
 
 
 def test_search_says_which_argument_is_wrong(home: Path, state: Path) -> None:
@@ -269,14 +280,11 @@ def test_search_pages_through_everything_once(tmp_path: Path) -> None:
     long = "whale " + "слово " * 70
     write_firefox(home, [visit(f"{long} {i}", f"https://e.example/{'x' * 900}/{i}", i / 10) for i in range(60)])
     with running(home, tmp_path / "state") as driver:
-        for ask in (
-            lambda cursor: driver.search(Call(), query="whale", k=50, cursor=cursor),
-            lambda cursor: driver.visits(Call(), k=50, cursor=cursor),
-        ):
+        for op, args in ((driver.search, {"query": "whale"}), (driver.visits, {})):
             seen: list[str] = []
             cursor = None
             while True:
-                answer = ask(cursor)
+                answer = op(Call(), k=50, cursor=cursor, **args)  # type: ignore[arg-type]
                 assert len(wire.encode(answer)) < 60 * 1024
                 seen += [item["url"] for item in answer["items"]]
                 if not (cursor := answer["next"]):

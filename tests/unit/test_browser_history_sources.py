@@ -142,6 +142,22 @@ def test_history_copies_are_consistent_under_constant_writing(tmp_path: Path) ->
     assert good
 
 
+def test_history_copies_again_what_changed_during_the_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A write between the first byte copied and the last makes the copy worthless: it is made again."""
+    path, folder = tmp_path / "History", tmp_path / "copy"
+    folder.mkdir()
+    path.write_bytes(b"before")
+    copyfile = shutil.copyfile
+
+    def meddle(source: Path, target: Path) -> None:
+        copyfile(source, target)
+        if source.read_bytes() == b"before":
+            source.write_bytes(b"after, longer")
+
+    monkeypatch.setattr("llmos.drivers.browser_history.snapshot.shutil.copyfile", meddle)
+    assert copy_database(path, folder).read_bytes() == b"after, longer"
+
+
 def cut(path: Path) -> None:
     with path.open("r+b") as stream:
         stream.truncate(path.stat().st_size // 2)

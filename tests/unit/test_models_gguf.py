@@ -87,6 +87,13 @@ def test_bad_header_is_named(content: bytes, named: str, tmp_path: Path) -> None
     assert peak < 4 << 20
 
 
+def test_endless_header_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A header is not read beyond its limit, however large the file."""
+    monkeypatch.setattr(gguf_file, "MAX_HEADER_BYTES", 1000)
+    with pytest.raises(ImportRejected, match=r"'tokenizer\.ggml\.tokens'"):
+        GgufFile(TinyModel().write(tmp_path / "tiny.gguf"))
+
+
 def test_header_is_read_as_gguf_reads_it(tmp_path: Path) -> None:
     """Our scanner and the `gguf` library agree on every key, tensor, shape and byte."""
     model = TinyModel(kind="qwen2", tied=False)

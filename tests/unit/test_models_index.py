@@ -111,11 +111,13 @@ def test_broken_index_is_an_error(page: bytes) -> None:
         find(indexes=(f"{server.url}/simple",))
 
 
-def test_credentials_go_to_their_host_only(tmp_path: Path) -> None:
-    """A name and password in an address are sent as authorisation and appear in no address."""
-    with WheelServer(files={"/simple/tiny-model/": PAGE}).running() as server:
+def test_credentials_go_to_their_host_only() -> None:
+    """A name and password in an address are sent as authorisation to that host, to no other, and appear in no address."""
+    with WheelServer(files={"/elsewhere/": PAGE}).running() as other, WheelServer().running() as server:
+        server.moved["/simple/tiny-model/"] = f"{other.url}/elsewhere/"
         found = find(indexes=(f"{server.url.replace('://', '://me:p%40ss@')}/simple",))
         assert server.authorizations == ["Basic " + base64.b64encode(b"me:p@ss").decode()]
+        assert other.authorizations == [None]
     assert "me" not in found.url
 
 

@@ -30,7 +30,7 @@ def nothing(what: str, done: int, total: int) -> None:
 
 def known(monkeypatch: pytest.MonkeyPatch, *parts: Part, kind: str = "generator") -> Entry:
     """Put one entry, `tiny`, into the catalogue."""
-    entry = Entry("tiny", "Tiny", "for tests", kind, "MIT", 5, 1000, parts, dim=4, max_tokens=8)
+    entry = Entry("tiny", "Tiny", "for tests", kind, "MIT", 5, 1000, 1000, parts, dim=4, max_tokens=8)
     monkeypatch.setattr(catalog, "entries", lambda: {"tiny": entry})
     return entry
 

@@ -20,17 +20,17 @@ from tests.unit.tiny_gguf import TinyModel
 
 HALFWAY = """
 import signal, sys
-from pathlib import Path
-from llmos.userland.models import command, importer
+from llmos.userland.models import command
 
-def progress(done, total, what):
-    if what.startswith("blk.1"):
+def say(line):
+    if line.get("what", "").startswith("blk.1"):
         print("halfway", flush=True)
         signal.pause()
 
-signal.signal(signal.SIGTERM, command._leave)
-importer.import_gguf(Path(sys.argv[1]), Path(sys.argv[2]), "tiny", progress)
+command._EVERY, command._say = 0, say
+command.main(["import", sys.argv[1], sys.argv[2], "--name", "tiny"])
 """
+"""The importer, which stops in the middle of the second layer until it is ended."""
 
 
 def nothing(what: str, done: int, total: int) -> None:

@@ -60,9 +60,11 @@ def test_damaged_model_is_listed_with_its_problem(damage: str, llmos_home: Path)
 
 
 def test_missing_file_is_a_problem(llmos_home: Path) -> None:
-    """A model without its graph says so."""
+    """A model without its graph says so, and is not the default."""
     (install(llmos_home, "tiny") / "model.onnx").unlink()
+    install(llmos_home, "whole")
     assert "model.onnx missing" in store.show("tiny").problem
+    assert store.default().name == "whole"
 
 
 def test_default_prefers_the_embedded_model(llmos_home: Path) -> None:

@@ -19,7 +19,7 @@ class WheelServer:
     """Serves `files` by path. `url` is its address; `asked` holds (path, Range header) of every request in order.
 
     `cut` closes the connection after that many bytes of a body, as long as `cuts` lasts; `ranges` says whether Range is
-    honoured; `failing` maps a path to the status it gets.
+    honoured; `failing` maps a path to the status it gets, `moved` one to the address it redirects to.
     """
 
     files: dict[str, bytes] = field(default_factory=dict)
@@ -27,6 +27,7 @@ class WheelServer:
     cuts: int = 0
     ranges: bool = True
     failing: dict[str, int] = field(default_factory=dict)
+    moved: dict[str, str] = field(default_factory=dict)
     content_types: dict[str, str] = field(default_factory=dict)
     asked: list[tuple[str, str | None]] = field(default_factory=list)
     authorizations: list[str | None] = field(default_factory=list)
@@ -55,6 +56,12 @@ class WheelServer:
                 path = self.path.partition("?")[0]
                 said.asked.append((path, self.headers.get("Range")))
                 said.authorizations.append(self.headers.get("Authorization"))
+                if path in said.moved:
+                    self.send_response(302)
+                    self.send_header("Location", said.moved[path])
+                    self.send_header("Content-Length", "0")
+                    self.end_headers()
+                    return
                 status, body = said.failing.get(path, 200), said.files.get(path)
                 if status != 200 or body is None:
                     self.send_error(status if status != 200 else 404)

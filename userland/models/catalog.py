@@ -35,6 +35,7 @@ class Entry:
     Attributes:
         kind: `generator` (a GGUF to import) or `embedding` (an ONNX encoder with its tokenizer).
         disk: bytes it takes once installed.
+        ram: bytes of a process that runs it, as measured.
         dim: of an embedding's vectors; None for a generator.
         max_tokens: of one text to embed.
     """
@@ -46,6 +47,7 @@ class Entry:
     license: str
     parameters: int
     disk: int
+    ram: int
     parts: tuple[Part, ...]
     dim: int | None = None
     max_tokens: int | None = None

@@ -34,7 +34,7 @@ def main(arguments: list[str] | None = None) -> int:
     importing.add_argument("folder", type=Path, metavar="FOLDER")
     importing.add_argument("--name", help="default: after the file")
     options = parser.parse_args(arguments)
-    pass
+    signal.signal(signal.SIGTERM, _leave)
     try:
         _say({"ok": _import(options.file, options.folder, options.name)})
     except OpError as error:

@@ -217,7 +217,7 @@ class _Header:
     def _take(self, length: int) -> bytes:
         if length > self._limit - self._position:
             raise ImportRejected(
-                f"{self._reading}: needs {length} more bytes, the file has {max(0, self._limit - self._position)} left",
+                f"{self._reading}: needs {length} more bytes, the header has at most {self._limit - self._position} left",
                 hint="the file is truncated or corrupt; fetch it again",
             )
         data = self._stream.read(length)
