@@ -80,6 +80,11 @@ class Sources:
             self._env.log.warning("history.unreadable", source=source.profile.name, state=error.state)
             source.state, source.detail, source.hint = error.state, error.detail, error.hint
             new = []
+        except (OSError, sqlite3.OperationalError) as error:  # of the copy or of our own index: a full disk, mostly
+            self._env.log.warning("history.failed", source=source.profile.name, error=str(error))
+            source.state, source.hint = "failed", "see that there is room on the disk"
+            source.detail = f"{source.profile.database.name} could not be taken over: {error}"
+            new = []
         else:
             source.state, source.detail, source.hint = "ok", "", ""
         source.rests_until = time.monotonic() + _REST * (time.monotonic() - started)

@@ -284,7 +284,7 @@ def test_search_pages_through_everything_once(tmp_path: Path) -> None:
             seen: list[str] = []
             cursor = None
             while True:
-                answer = op(Call(), k=50, cursor=cursor, **args)  # type: ignore[arg-type]
+                answer = op(Call(), k=50, cursor=cursor, **args)
                 assert len(wire.encode(answer)) < 60 * 1024
                 seen += [item["url"] for item in answer["items"]]
                 if not (cursor := answer["next"]):

@@ -208,6 +208,14 @@ def test_history_says_when_it_may_not_read(home: Path, driver: BrowserHistory, m
     assert states(driver) == {"firefox:default-release": "denied"}
 
 
+def test_history_survives_a_full_disk(home: Path, driver: BrowserHistory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No room for the copy: that source failed, the op answers."""
+    write_firefox(home, [LLAMA])
+    full = mock.Mock(side_effect=OSError(28, "No space left on device"))
+    monkeypatch.setattr("llmos.drivers.browser_history.snapshot.shutil.copyfile", full)
+    assert states(driver) == {"firefox:default-release": "failed"}
+
+
 def test_history_recovers_when_a_source_does(home: Path, driver: BrowserHistory) -> None:
     """After the browser mended its database the same driver reads it."""
     path = write_firefox(home, [LLAMA])

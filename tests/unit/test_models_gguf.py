@@ -225,6 +225,13 @@ def test_bad_tensor_is_named(tensors: dict[str, Any], named: str, tmp_path: Path
     assert not list((tmp_path / "made").glob("*"))
 
 
+def test_rows_without_blocks_are_refused(tmp_path: Path) -> None:
+    """A matrix whose rows do not divide into the smallest blocks is refused by its name."""
+    path = TinyModel(weights=Kind.F32, hidden=80, heads=5, kv_heads=5).write(tmp_path / "tiny.gguf")
+    with pytest.raises(ImportRejected, match=r"tensor token_embd\.weight: rows of 80"):
+        attempt(path, tmp_path / "made")
+
+
 def test_limits_let_real_headers_pass() -> None:
     """The limits are above what the largest published vocabularies and templates need."""
     assert gguf_file.MAX_ARRAY_ITEMS >= 3 * 256_000

@@ -61,7 +61,7 @@ def import_gguf(source: Path, parent: Path, name: str, progress: Progress) -> Pa
         digest = _digest(source, lambda done: progress(done, total, "reading"))
         _write_model(folder, architecture, file, lambda done, what: progress(file.size + done, total, what))
         _write_json(folder / "genai_config.json", _genai_config(architecture, tokenizer))
-        _write_json(folder / "tokenizer.json", tokenizer.json)
+        _write_json(folder / "tokenizer.json", tokenizer.json, indent=None)
         _write_json(folder / "tokenizer_config.json", tokenizer.config)
         if tokenizer.chat_template is not None:
             (folder / "chat_template.jinja").write_text(tokenizer.chat_template, encoding="utf-8")
@@ -99,8 +99,8 @@ def _write_model(folder: Path, architecture: Architecture, file: GgufFile, repor
     onnx.save(model, folder / "model.onnx")
 
 
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    path.write_text(json.dumps(content, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+def _write_json(path: Path, content: dict[str, Any], indent: int | None = 1) -> None:
+    path.write_text(json.dumps(content, ensure_ascii=False, indent=indent) + "\n", encoding="utf-8")
 
 
 def _genai_config(architecture: Architecture, tokenizer: Tokenizer) -> dict[str, Any]:

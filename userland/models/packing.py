@@ -17,7 +17,7 @@ three evaluation models):
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -60,20 +60,17 @@ class Layout:
 EXACT_Q4_0 = Layout(bits=4, block=32)
 
 
-def wide_layout(columns: int) -> Layout:
-    """8 bits in the largest blocks that divide a row; `columns` is a multiple of 32."""
-    return Layout(bits=8, block=next(block for block in (128, 64, 32) if columns % block == 0))
+def layout_for(tensors: Sequence[Tensor], *, wide: bool = False) -> Layout:
+    """The one layout for matrices that are stacked into one product; `wide` leaves no choice but 8 bits.
 
-
-def layout_for(tensors: Iterable[Tensor]) -> Layout:
-    """The one layout for matrices that are stacked into one product. Raises `ImportRejected` naming the tensor."""
-    tensors = list(tensors)
+    Raises `ImportRejected` naming a tensor whose rows do not divide into blocks.
+    """
     for tensor in tensors:
         if tensor.columns % 32:
             raise ImportRejected(f"tensor {tensor.name}: rows of {tensor.columns} elements are not a multiple of 32")
-    if all(tensor.type is Kind.Q4_0 for tensor in tensors):
+    if not wide and all(tensor.type is Kind.Q4_0 for tensor in tensors):
         return EXACT_Q4_0
-    return wide_layout(tensors[0].columns)
+    return Layout(bits=8, block=next(block for block in (128, 64, 32) if tensors[0].columns % block == 0))
 
 
 def read_values(file: GgufFile, tensor: Tensor, first_row: int, rows: int) -> Floats:
