@@ -17,6 +17,7 @@ from llmos.drivers.browser_history.query import topic
 from llmos.drivers.browser_history.ranking import CONVINCING, READABLE, Hit, Ranker, Vectors, by_reading, page_vectors
 from llmos.drivers.browser_history.sites import hosts_of, within
 from llmos.drivers.browser_history.sources import DAY_S, Source, Sources
+from llmos.drivers.browser_history.spelling import corrected
 from llmos.drivers.sdk import Call, Code, Driver, DriverEnv, OpError, op
 from llmos.ipc import when
 
@@ -88,6 +89,7 @@ class BrowserHistory(Driver):
         window, words = self._window(period, since, until), topic(query)
         with self._lock:
             self._refresh()
+            words = corrected(words, lambda word: bool(self._index.match((word,))), self._index.title_words)
             hosts = self._hosts(call, host)
             call.check()
             hits = self._ranked(words, window, hosts, call) if words else self._unranked(window, hosts)

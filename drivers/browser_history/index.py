@@ -28,6 +28,7 @@ from llmos.drivers.browser_history.pages import (
     url_words,
 )
 from llmos.drivers.browser_history.readers import Visit
+from llmos.drivers.words import WORD
 
 REREAD_DAYS = 60
 """Days back that every reading covers again: titles and times of looks come late, and what is gone there was deleted by
@@ -276,6 +277,14 @@ class Index:
         return {
             row[0]
             for row in self._db.execute("SELECT DISTINCT host FROM pages WHERE title LIKE ? ESCAPE '\\'", (tail,))
+        }
+
+    def title_words(self) -> set[str]:
+        """Every word of every title, in lower case."""
+        return {
+            match[0].lower()
+            for (title,) in self._db.execute("SELECT title FROM pages")
+            for match in WORD.finditer(title or "")
         }
 
     def counts(self, source: str) -> tuple[int, float | None, float | None]:
