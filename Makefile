@@ -60,13 +60,13 @@ bench: models  ## benchmarks: tables here, figures in build/figures
 	$(BIN)/python -m tests.bench
 
 evals: models  ## answers: right articles with the embedded model, and with the 1.5B if it is there
-	$(BIN)/python tests/evals/articles.py --model smollm2-135m --model qwen2.5-coder-1.5b
+	$(BIN)/python -m tests.evals.articles --model smollm2-135m --model qwen2.5-coder-1.5b
 
 reference: dev  ## llama.cpp, to measure against (compiles for minutes)
 	$(BIN)/python -m pip install --quiet llama-cpp-python==0.3.36
 
 perplexity: models reference  ## imported models against llama.cpp on the same file
-	$(BIN)/python tests/evals/perplexity.py
+	$(BIN)/python -m tests.evals.perplexity
 
 lock: dev  ## requirements.lock from pyproject.toml
 	$(BIN)/python -m pip install --quiet uv

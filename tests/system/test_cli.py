@@ -158,7 +158,7 @@ def test_calls_that_cannot(there: Run) -> None:
         (("spawn", "nobody"), 3, "no agent is called 'nobody'"),
         (("driver", "show", "nobody"), 3, "installed: "),
         (("kill", "999"), 3, "no process 999"),
-        (("logs", "nobody"), 3, "running: kernel"),
+        (("logs", "nobody"), 3, "known: kernel"),
     ):
         done = there(*argv)
         assert (done.returncode, done.stdout) == (status, ""), (argv, done)
