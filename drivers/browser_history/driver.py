@@ -35,6 +35,10 @@ IRRELEVANT = 0.1
 """Relevance below which a page is not worth showing."""
 CLEARLY_BETTER = (0.0, 0.12, 0.4)
 """What each wider period's best score must have on that of the narrower ones, when they do not convince."""
+FEW = 12
+"""Pages to read that a stated period and site may leave for all of them to be shown, however little the words fit."""
+NARROW = 0.6
+"""What a wider period's best score must have on a narrower one with a single page to read; less with more."""
 
 Bounds = tuple[float, float]
 """[start, end) in seconds since 1970."""
@@ -147,16 +151,25 @@ class BrowserHistory(Driver):
     # -- ranking
 
     def _ranked(self, words: str, window: Window, hosts: Sequence[str] | None, call: Call) -> list[Hit]:
-        """From the narrowest period that convinces; otherwise from the best one, a wider only if it is clearly better."""
+        """From the narrowest period that convinces; otherwise from the best one, a wider only if it is clearly better.
+
+        The fewer pages a stated period and site leave, the more they say, and the less the words must.
+        """
         ranker = Ranker(self._index, self._embed, words)
         best: list[Hit] = []
+        margin = 0.0
         for bounds, better in zip(window.tiers, CLEARLY_BETTER, strict=False):
             call.check()
-            hits = [hit for hit in ranker.rank(self._index.pages(*bounds, hosts)) if hit.relevance >= IRRELEVANT]
-            if hits and (not best or hits[0].score > best[0].score + better):
+            hits = ranker.rank(self._index.pages(*bounds, hosts))
+            readable = sum(hit.page.article >= READABLE for hit in hits)
+            if not (window.text and hosts and bounds == window.tiers[0] and 0 < readable <= FEW):
+                hits = [hit for hit in hits if hit.relevance >= IRRELEVANT]
+            if hits and (not best or hits[0].score > best[0].score + better + margin):
                 best = hits
             if best and max(hit.relevance for hit in best) >= CONVINCING:
                 break
+            if window.text and readable:
+                margin = max(margin, NARROW / readable)
         return best
 
     def _unranked(self, window: Window, hosts: Sequence[str] | None) -> list[Hit]:

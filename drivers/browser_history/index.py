@@ -88,6 +88,10 @@ class Look:
     key: str
 
 
+SEPARATORS = tuple("-|–—·•»:/")
+"""Marks that set a site's name apart at the end of a title; "by" and the like set apart anybody."""
+
+
 class Index:
     """The index in a file; not for use from two threads at once."""
 
@@ -272,11 +276,14 @@ class Index:
         return dict(self._db.execute("SELECT host, count(*) FROM pages GROUP BY host"))
 
     def hosts_titled(self, site: str) -> set[str]:
-        """Hosts of pages whose title ends with the site's name, whatever separates it."""
-        tail = "%_" + site.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_")
+        """Hosts of pages whose title ends with the site's name, behind one of `SEPARATORS`."""
+        name = site.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_")
         return {
             row[0]
-            for row in self._db.execute("SELECT DISTINCT host FROM pages WHERE title LIKE ? ESCAPE '\\'", (tail,))
+            for mark in SEPARATORS
+            for row in self._db.execute(
+                "SELECT DISTINCT host FROM pages WHERE title LIKE ? ESCAPE '\\'", (f"_%{mark} {name}",)
+            )
         }
 
     def title_words(self) -> set[str]:
