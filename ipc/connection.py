@@ -15,7 +15,16 @@ from typing import Any, Self
 from llmos.ipc import paths, wire
 from llmos.ipc.dealer import Dealer, Unreachable
 from llmos.ipc.errors import Code, OpError
-from llmos.ipc.protocol import DEFAULT_CREDIT, GREETING, Header, Kind, pack_header, parse_header, topic_matches
+from llmos.ipc.protocol import (
+    DEFAULT_CREDIT,
+    GREETING,
+    NOT_GREETED,
+    Header,
+    Kind,
+    pack_header,
+    parse_header,
+    topic_matches,
+)
 
 __all__ = ["Connection", "Event", "Incoming", "Stream", "Unreachable"]
 
@@ -60,7 +69,7 @@ class Event:
 class _Waiting:
     """A call in flight: what has come so far."""
 
-    __slots__ = ("chunks", "error", "on_chunk", "result", "seen")
+    __slots__ = ("chunks", "error", "result", "seen")
 
     def __init__(self) -> None:
         self.chunks: deque[dict[str, Any]] = deque()
@@ -291,6 +300,8 @@ class Connection:
                 waiting = self._waiting.pop(header.id, None)
                 if waiting is not None:
                     _finish(waiting, header.ok, frames[2])
+                    if waiting.error is not None and waiting.error.detail == NOT_GREETED:
+                        self._greeted = False  # the gate has forgotten this connection: the next call opens another
             case Kind.CHUNK:
                 waiting = self._waiting.get(header.id)
                 if waiting is not None:

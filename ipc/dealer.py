@@ -11,6 +11,7 @@ import secrets
 import socket
 import threading
 import time
+import weakref
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
@@ -54,6 +55,8 @@ class Dealer:
         self._wake_r, self._wake_w = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._running = False
         self._outbox: deque[list[bytes]] = deque()
+        # a context with open sockets would otherwise wait for them for ever when it is collected
+        weakref.finalize(self, self._context.destroy, linger=0)
 
     def open(self) -> None:
         """Connect, in place of what was there before. Raises `Unreachable` when nobody listens."""
@@ -149,7 +152,9 @@ class Dealer:
             (self._monitor, READ),
             (self._wake_r, READ),
         ]
-        ready: list[tuple[Any, int]] = zmq.zmq_poll(watched, -1 if left is None else max(0, int(left * 1000) + 1))
+        ready: list[tuple[Any, int]] = zmq.zmq_poll(
+            watched, -1 if left is None else min(max(0, int(left * 1000) + 1), 3_600_000)
+        )
         for source, events in ready:
             if source is self._socket and events & READ:
                 with contextlib.suppress(zmq.Again):

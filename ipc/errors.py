@@ -67,6 +67,6 @@ class OpError(Exception):
         if not isinstance(wire, dict):
             return cls(Code.INTERNAL, "the reply carried a malformed error")
         code, detail, hint = wire.get("code"), str(wire.get("detail", "")), wire.get("hint")
-        if code not in set(Code):
+        if not isinstance(code, str) or code not in set(Code):
             code, detail = Code.INTERNAL, f"{code}: {detail}"
         return cls(Code(str(code)), detail, str(hint) if hint else None)

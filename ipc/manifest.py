@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
+import json
 import tomllib
 from collections.abc import Iterator
 from importlib.machinery import PathFinder
@@ -120,12 +121,9 @@ class Permissions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Capabilities on the bus, in their text form."""
 
     def capabilities(self) -> list[str]:
-        """All of it in the text form of capabilities."""
-        return (
-            [f"fs.read(path={path})" for path in self.read]
-            + [f"fs.write(path={path})" for path in self.write]
-            + list(self.calls)
-        )
+        """Paths and calls in the text form of capabilities."""
+        paths = [("read", path) for path in self.read] + [("write", path) for path in self.write]
+        return [f"fs.{verb}(path={json.dumps(path, ensure_ascii=False)})" for verb, path in paths] + list(self.calls)
 
 
 class DriverManifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -19,6 +19,8 @@ MAJOR = 1
 GREETING = b"llmos/%d" % MAJOR
 """First frame of every message, in both directions. Another major version is answered `VERSION_MISMATCH`."""
 
+NOT_GREETED = "say sys.hello first"
+"""Detail of the `DENIED` for a call on a connection that has not said hello, or that the gate has forgotten."""
 MAX_TOPIC = 128
 """Characters of a topic."""
 MAX_DEADLINE_MS = 30 * 60 * 1000
@@ -48,23 +50,23 @@ class Header(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Second frame, a msgpack map. Who sent a message is never in it on the way in: the gate knows, the kernel stamps."""
 
     kind: Kind
-    id: int = 0
+    id: Annotated[int, Meta(ge=0, le=(1 << 63) - 1)] = 0
     """Chosen by the caller, unique among its calls in flight, 1 to 2⁶³−1; 0 only in an event."""
-    op: str = ""
+    op: Annotated[str, Meta(max_length=100)] = ""
     """In a call: `object.verb`, e.g. `llm.generate`, `browser_history.search`, `app.weather`."""
-    deadline_ms: int = 0
+    deadline_ms: Annotated[int, Meta(ge=0, le=MAX_DEADLINE_MS)] = 0
     """In a call: milliseconds the caller is willing to wait; 0 for the op's own time-out."""
-    parent: int = 0
+    parent: Annotated[int, Meta(ge=0, le=(1 << 63) - 1)] = 0
     """In a call: the id of the call that the caller is serving and makes this one for; deadlines and cancels pass along it."""
-    cap: str = ""
+    cap: Annotated[str, Meta(max_length=80)] = ""
     """In a call: the id of the capability to use; empty lets the kernel choose the one that fits."""
-    credit: int = DEFAULT_CREDIT
+    credit: Annotated[int, Meta(ge=0, le=1 << 20)] = DEFAULT_CREDIT
     """In a call to a streaming op: chunks that may come at once."""
     ok: bool = True
     """In a reply."""
     seq: int = 0
     """In a chunk: its number, from 0. In an event: its number in its topic; a gap is what this subscriber lost, and is counted."""
-    n: int = 0
+    n: Annotated[int, Meta(ge=0, le=1 << 20)] = 0
     """In a credit message."""
     # stamped by the kernel on what it delivers; ignored, whatever they say, on what it receives
     sender: str = ""
@@ -152,7 +154,7 @@ class Ready(Syscall, frozen=True):
 
 
 class Status(Syscall, frozen=True):
-    """→ `{version, uptime_s, ready_s, pid, rss_mb, home, tier, model, counts}`.
+    """→ `{version, uptime_s, ready_s, pid, rss_mb, home, state, socket, tier, model, counts, broken}`.
 
     `model.state` is one of `none starting loading ready failed`.
     """
@@ -284,9 +286,11 @@ class Message(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Generate(Syscall, frozen=True):
     """Tokens from the model. → chunks `{text, tokens}`, then `{text, finish, usage: {prompt, cached, completion}, timings}`.
 
+    The final `text` is empty when it is longer than 60,000 bytes.
     Exactly one of `prompt` (raw text) and `messages`. `schema` (JSON Schema), `regex` and `choices` constrain the output; at
     most one. `temperature` 0 is greedy. `finish` is `stop`, `eos`, `length` or `cancelled`. `job_class` may not be sooner than
-    the capability's. `timings` in milliseconds: `queue`, `prefill`, `decode`.
+    the capability's. `timings` in
+    milliseconds: `queue`, `first_text`, `total`.
     Errors: `INVALID_ARGUMENT`, `TOO_LARGE` (over the window), `UNAVAILABLE` (no model; the hint says how to get one),
     `BUSY` (queue full), `PEER_DIED` (the core crashed), `CANCELLED`, `TIMEOUT`.
     """
@@ -377,7 +381,7 @@ class Unregister(Syscall, frozen=True):
 
 
 class Grant(Syscall, frozen=True):
-    """Gives a holder (a driver, a program, an app) a capability, kept across restarts. → `{id, cap}`
+    """Gives a driver or an agent a capability, kept across restarts. → `{id, cap}`
 
     A driver whose jail this widens is restarted. Errors: `INVALID_ARGUMENT` (not a capability), `NOT_FOUND` (no such holder).
     """
@@ -397,7 +401,7 @@ class Revoke(Syscall, frozen=True):
 
 
 class ListGrants(Syscall, frozen=True):
-    """→ `{caps: [{id, parent, holder, cap, origin}], requests: [{holder, cap, granted}]}`"""
+    """→ `{caps: [{id, parent, holder, cap, origin}], requests: [{holder, cap, granted, present}]}`"""
 
     OP = "perm.list"
     RIGHT = "perm.read"

@@ -179,7 +179,17 @@ class Calls:
     def answered(self, conn: int, id: int, ok: bool, body: bytes) -> None:  # noqa: A002
         """A server's reply; one for a call that is not its own, or that has ended, goes nowhere."""
         call = self._by_id.get(id)
-        if call is not None and call.server is not None and call.server.conn == conn:
+        if call is None or call.server is None or call.server.conn != conn:
+            return
+        try:
+            wire.decode_map(body)
+        except wire.Malformed as error:  # its caller's decoder would refuse it too
+            call.fail(
+                OpError(
+                    Code.INTERNAL, f"{call.op}: the answer is malformed: {error}", "report it to the driver's author"
+                )
+            )
+        else:
             self.end(call, ok, body)
 
     def credit(self, conn: int, caller_id: int, n: int) -> None:

@@ -17,6 +17,7 @@ from __future__ import annotations
 import itertools
 import os.path
 import re
+import shlex
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
@@ -70,6 +71,8 @@ class Right:
                     Code.INVALID_ARGUMENT,
                     f"{text!r}: {key}{bound[2]} has no meaning; `class` takes <=, every other key takes =",
                 )
+            if key == "path":
+                value = _without_stars(value)
             scope[key] = (*scope.get(key, ()), normal_value(key, value, home))
             at = bound.end()
         return cls(match[1], match[2], scope)
@@ -149,7 +152,7 @@ class Table:
         raise OpError(
             Code.DENIED,
             f"{giver} cannot hand on {right}: it does not hold it",
-            f"llmosctl perm grant {_program(giver)} '{right}'",
+            _how_to_grant(giver, right),
         )
 
     def check(self, holder: str, object_: str, verb: str, values: Scope, cap_id: str = "") -> Capability:
@@ -167,7 +170,7 @@ class Table:
         raise OpError(
             Code.DENIED,
             f"{holder} may not: missing the capability {missing}",
-            f"llmosctl perm grant {_program(holder)} '{missing}'",
+            _how_to_grant(holder, missing),
         )
 
     def allowed(self, holder: str, object_: str, verb: str, values: Scope) -> bool:
@@ -193,11 +196,11 @@ class Table:
                 self._children[cap.parent].discard(cap.id)
         return gone
 
-    def drop(self, holder: str) -> None:
-        """A holder has ceased to exist."""
-        for cap in list(self.held(holder)):
-            self.revoke(cap.id)
+    def drop(self, holder: str) -> list[Capability]:
+        """A holder has ceased to exist: what went with it."""
+        gone = [one for cap in list(self.held(holder)) for one in self.revoke(cap.id)]
         self._held.pop(holder, None)
+        return gone
 
     def get(self, id: str) -> Capability | None:  # noqa: A002
         return self._caps.get(id)
@@ -212,10 +215,9 @@ class Table:
 
 def normal_value(key: str, value: str, home: str) -> str:
     """The one way to write a scope value, so that values can be compared. Raises `OpError(INVALID_ARGUMENT)`."""
+    if not value or any(ord(character) < 32 for character in value):
+        raise OpError(Code.INVALID_ARGUMENT, f"{key} may be neither empty nor hold control characters")
     if key == "path":
-        if "\0" in value:
-            raise OpError(Code.INVALID_ARGUMENT, "a path holds a NUL byte")
-        value = value.removesuffix("/**").removesuffix("/*") or "/"
         if value == "~" or value.startswith("~/"):
             value = home + value[1:]
         return os.path.normpath(os.path.join(home, value)).replace("//", "/", 1)  # noqa: PTH118  (lexical: nothing is looked up)
@@ -248,10 +250,19 @@ def _within(key: str, value: str, bound: str) -> bool:
     return bound == "*"
 
 
+def _without_stars(path: str) -> str:
+    """`~/Documents/**`, and what else ends like it, is `~/Documents`."""
+    while True:
+        shorter = path.rstrip("/").removesuffix("/**").removesuffix("/*").removesuffix("/.")
+        if shorter in (path, ""):
+            return shorter or "/"
+        path = shorter
+
+
 def _quoted(value: str) -> str:
     return '"' + re.sub(r'(["\\])', r"\\\1", value) + '"' if re.search(r'[,"()\s]', value) else value
 
 
-def _program(holder: str) -> str:
-    """Whom to grant it to: a process's rights are those of its program, the next time it runs."""
-    return holder.partition("#")[0]
+def _how_to_grant(holder: str, right: Right) -> str:
+    """The command; a process's rights are granted to its program. What is in it may come from anybody, so it is quoted."""
+    return f"llmosctl perm grant {holder.partition('#')[0]} {shlex.quote(str(right))}"

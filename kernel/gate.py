@@ -149,6 +149,8 @@ class Gate:
         except zmq.ZMQError:
             return
         peer = self._peers.get(route)
+        if peer is not None:
+            self._peers.move_to_end(route)
         if peer is None or peer.user_id != user_id:
             if peer is not None:  # another process reuses a routing id: the first one's connection is over
                 self._forget(route, tell=True)

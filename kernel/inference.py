@@ -18,6 +18,7 @@ import structlog
 
 from llmos.ipc.errors import Code, OpError
 from llmos.ipc.protocol import Embed, Generate, JobClass
+from llmos.kernel import params
 from llmos.kernel.calls import Call
 from llmos.kernel.link import Link
 from llmos.kernel.loop import Loop
@@ -68,7 +69,7 @@ class Model:
         self._yielding = False
         self._contexts: dict[int, str] = {}
         self._ids = itertools.count(1)
-        self._loads: list[Call] = []
+        self._loads: list[tuple[Call, Callable[[], None]]] = []
         self.name: str | None = None
         self.state = "none"
         self.info: Message = {}
@@ -93,6 +94,8 @@ class Model:
         ours, theirs = socket.socketpair()
         self._link = Link(self._loop, ours, self._from_core)
         embedder = (self._models / EMBEDDER).resolve()
+        for number in self._contexts:  # opened while there was no core
+            self._post({"op": "open", "context": number})
         self._post(
             {
                 "op": "load",
@@ -151,6 +154,8 @@ class Model:
     def open(self, principal: str) -> int:
         """A new context."""
         self._require()
+        if len(self._contexts) >= params.MAX_CONTEXTS:
+            raise OpError(Code.BUSY, f"{params.MAX_CONTEXTS} contexts are open", "close some with llm.close")
         number = next(self._ids)
         self._contexts[number] = principal
         self._post({"op": "open", "context": number})
@@ -168,9 +173,9 @@ class Model:
         for number in [number for number, owner in self._contexts.items() if owner == principal]:
             self.close(number, principal)
 
-    def loaded(self, call: Call) -> None:
-        """Answer `call` when the model that is being loaded is ready, or is not to be."""
-        self._loads.append(call)
+    def loaded(self, call: Call, then: Callable[[], None]) -> None:
+        """Answer `call` when the model that is being loaded is ready, after calling `then`, or is not to be."""
+        self._loads.append((call, then))
 
     # -- jobs ------------------------------------------------------------------------------------------------------
 
@@ -226,7 +231,18 @@ class Model:
     # -- what the core says ----------------------------------------------------------------------------------------
 
     def _from_core(self, frame: bytes) -> None:
-        self._handle(msgpack.unpackb(frame, max_ext_len=0))
+        try:
+            self._handle(msgpack.unpackb(frame, max_ext_len=0))
+        except (
+            ValueError,
+            KeyError,
+            TypeError,
+            msgpack.UnpackException,
+        ) as error:  # its model file may have taken it over
+            log.error("core.nonsense", err=type(error).__name__)
+            if self._link is not None:
+                self._link.close()  # which ends the core; another is started
+                self._link = None
 
     def _handle(self, message: Message) -> None:
         match message["op"]:
@@ -274,9 +290,10 @@ class Model:
             "first_text": round(((inference.first_text or ended) - arrived) * 1000, 1),
             "total": round((ended - arrived) * 1000, 1),
         }
-        inference.call.reply(
-            {"text": "".join(inference.text), "finish": finish, "usage": inference.usage, "timings": timings}
-        )
+        text = "".join(inference.text)
+        if len(text.encode()) > params.TEXT_BYTES:
+            text = ""  # the chunks have carried it
+        inference.call.reply({"text": text, "finish": finish, "usage": inference.usage, "timings": timings})
         log.info(
             "job.done",
             job=inference.job.id,
@@ -320,8 +337,9 @@ class Model:
         self._changed()
         if state == "ready" or state == "failed":
             loads, self._loads = self._loads, []
-            for call in loads:
+            for call, then in loads:
                 if state == "ready":
+                    then()
                     call.reply({"model": self.info})
                 else:
                     call.fail(OpError(Code.UNAVAILABLE, f"{self.name}: {self.problem}", "see `llmosctl logs core`"))

@@ -51,6 +51,9 @@ class Peer:
     """pidfd of a person's program, so that its end ends its calls."""
 
 
+_ONE_WAY = frozenset((Message.REPLY, Message.CHUNK, Message.CREDIT, Message.CANCEL))
+
+
 @dataclass(frozen=True)
 class Function:
     """What a running program lends: `app.NAME`."""
@@ -95,6 +98,8 @@ class Kernel:
         self._core_start: Timer | None = None
         self.user_token = secrets.token_hex(16)
         self.stopping = False
+        self.failed: OpError | None = None
+        """Why it cannot go on, once it cannot."""
 
     # -- boot and shutdown -----------------------------------------------------------------------------------------
 
@@ -190,7 +195,8 @@ class Kernel:
             self._peer_gone(gate.CONN.unpack(frame)[1], "its connection is gone")
         elif kind == b"L":
             _, conn, count = gate.LOST.unpack(frame)
-            self.dropped[conn] = self.dropped.get(conn, 0) + count
+            if conn in self._peers:
+                self.dropped[conn] = self.dropped.get(conn, 0) + count
         elif kind == b"U" and self._gate_process is not None:
             self.supervisor.ready(self._gate_process)
             self._check_ready()
@@ -204,6 +210,7 @@ class Kernel:
             os.close(peer.exit_fd)
         if peer.process is not None and peer.process.conn == conn:
             peer.process.conn = 0
+            self.supervisor.lost(peer.process)
         self.calls.connection_gone(conn, why)
         self.bus.drop(conn)
         self.dropped.pop(conn, None)
@@ -215,15 +222,15 @@ class Kernel:
     # -- messages --------------------------------------------------------------------------------------------------
 
     def _message(self, peer: Peer, raw_header: bytes, raw_body: bytes) -> None:
-        number = 0
+        number, answerable = 0, True
         try:
             raw = wire.decode_map(raw_header)
             number = raw["id"] if isinstance(raw.get("id"), int) and 0 <= raw["id"] < 1 << 63 else 0
+            answerable = raw.get("kind") not in _ONE_WAY
             header = parse_header(raw)
             if header.kind is Message.CALL:
                 self._call(peer, header, raw_body)
             elif header.kind is Message.REPLY:
-                wire.decode_map(raw_body)  # a server cannot hand its caller what the caller's decoder would choke on
                 self.calls.answered(peer.conn, header.id, header.ok, raw_body)
             elif header.kind is Message.CREDIT:
                 self.calls.credit(peer.conn, header.id, header.n)
@@ -234,7 +241,8 @@ class Kernel:
         except wire.Malformed as error:
             self._refuse(peer, number, OpError(Code.INVALID_ARGUMENT, f"malformed: {error}"))
         except OpError as error:
-            self._refuse(peer, number, error)
+            if answerable:  # a reply, a credit, a cancel have an id of somebody's call, and are not answered
+                self._refuse(peer, number, error)
 
     def _refuse(self, peer: Peer, number: int, error: OpError) -> None:
         self._send(
@@ -243,7 +251,7 @@ class Kernel:
 
     def _call(self, peer: Peer, header: Header, raw_body: bytes) -> None:
         if not peer.holder and header.op != protocol.Hello.OP:
-            raise OpError(Code.DENIED, "say sys.hello first")
+            raise OpError(Code.DENIED, protocol.NOT_GREETED)
         call = self.calls.begin(peer.conn, peer.holder, header)
         try:
             args = wire.decode_map(raw_body)
@@ -380,7 +388,7 @@ class Kernel:
         """Bind a connection to whom its token proves it to be. Raises `OpError` `DENIED`, `CONFLICT`."""
         if peer.holder:
             raise OpError(Code.CONFLICT, f"this connection is {peer.holder} already")
-        if secrets.compare_digest(token, self.user_token):
+        if secrets.compare_digest(token.encode(), self.user_token.encode()):
             self._watch_exit(peer)
             peer.holder, peer.client = USER, client
             return
@@ -442,11 +450,16 @@ class Kernel:
         checked.check(args)
         home = str(self.places.home)
         rights = [Right.parse(text, home) for text in (manifest.permissions.calls if allow is None else allow)]
-        process = self.processes.add(Kind.AGENT, name, parent=parent, manifest=manifest, args=args)
+        for right in rights:
+            self.programs.check_right(right)
+        takes_grants = giver == USER and allow is None
+        process = self.processes.add(
+            Kind.AGENT, name, parent=parent, manifest=manifest, args=args, takes_grants=takes_grants
+        )
         try:
             for right in rights:
                 self.caps.derive(giver, right, process.name, f"spawned by {giver}")
-            if giver == USER:
+            if giver == USER and allow is None:
                 for cap in list(self.caps.held(name)):
                     self.caps.mint(process.name, cap.right, "granted", parent=cap.id)
         except OpError:
@@ -474,6 +487,11 @@ class Kernel:
                 self._gate = None
             for conn in list(self._peers):
                 self._peer_gone(conn, "the gate ended")
+            if process.state is State.FAILED:  # nobody can reach a kernel without a gate
+                self.failed = OpError(
+                    Code.UNAVAILABLE, f"the gate does not run: {reason}", "see the log, and `llmosctl doctor`"
+                )
+                self.loop.later(0, self.shutdown)
             return
         if process.kind is Kind.CORE:
             self.model.detach(process, reason)
@@ -492,7 +510,7 @@ class Kernel:
                         f"see `llmosctl logs {process.name}`",
                     )
                 )
-            self.caps.drop(process.name)
+            self.revoked(self.caps.drop(process.name))
             self.processes.remove(process)
             self.ended_logs[process.name] = process.log
             while len(self.ended_logs) > params.LOGS_OF_ENDED:
@@ -529,15 +547,17 @@ class Kernel:
         if cap.right.object == "fs":
             self._rebuild_jails({cap.holder})
         for process in self.processes:
-            if process.kind is Kind.AGENT and process.program == cap.holder:
+            if process.kind is Kind.AGENT and process.program == cap.holder and process.takes_grants:
                 self.caps.mint(process.name, cap.right, "granted", parent=cap.id)
 
     def _rebuild_jails(self, holders: set[str]) -> None:
         for process in self.processes:
-            if process.kind is Kind.DRIVER and process.name in holders:
+            if process.name in holders and process.kind is Kind.DRIVER:
                 self.supervisor.restart(process, soon=params.REJAIL_S)
+            elif process.name in holders and process.kind is Kind.AGENT:
+                self.supervisor.stop(process)  # its jail cannot be narrowed, and it cannot start again
 
     def _model_changed(self) -> None:
-        if self.model.state == "ready" and self._core_process is not None:
-            self.supervisor.ready(self._core_process)
+        if self.model.state in ("ready", "failed") and self._core_process is not None:
+            self.supervisor.ready(self._core_process)  # one that could not load its model is up, and can load another
         self.publish("sys.model", {"state": self.model.state, "model": self.model.name or ""}, "kernel")

@@ -7,11 +7,12 @@ import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from llmos.ipc import paths
 from llmos.ipc.errors import Code, OpError
 from llmos.kernel import params
-from llmos.kernel.capability import Capability
+from llmos.kernel.capability import Capability, Right
 from llmos.kernel.jail import Limits, Policy, Tier
 from llmos.kernel.process import Kind, Process
 from llmos.kernel.supervisor import Command
@@ -56,7 +57,7 @@ def program(process: Process, places: Places, held: Iterable[Capability], tier: 
     state = scratch(process, places)
     private_directory(state)
     rights = list(held)
-    read, write = (_granted_paths(rights, verb) for verb in ("read", "write"))
+    read, write = (_granted_paths(rights, verb, places) for verb in ("read", "write"))
     told = {
         "kind": process.kind.value,
         "name": process.name,
@@ -73,7 +74,7 @@ def program(process: Process, places: Places, held: Iterable[Capability], tier: 
     policy = Policy(
         read=(bus.parent, *read),
         write=(state, *write),
-        env={"LLMOS_BUS": str(bus), "LLMOS_TOKEN": process.token, "LLMOS_CONFIG": json.dumps(told), "TZ": _zone()},
+        env={"LLMOS_BUS": str(bus), "LLMOS_TOKEN": process.token, "LLMOS_CONFIG": _packed(told), "TZ": _zone()},
         limits=Limits(address_space=params.DRIVER_MEMORY if driver else params.AGENT_MEMORY),
         tier=tier,
     )
@@ -96,7 +97,21 @@ def private_directory(path: Path) -> Path:
         raise OpError(Code.UNAVAILABLE, f"{path}: {error.strerror}", "choose another place with LLMOS_HOME") from None
 
 
-def _granted_paths(held: Iterable[Capability], verb: str) -> list[Path]:
+def refuse_own(right: Right, places: Places) -> None:
+    """Raises `OpError(INVALID_ARGUMENT)` for a grant that would show a jail the system's own files, the user's token among them."""
+    if right.object != "fs":
+        return
+    for text in right.scope.get("path", ("/",)):
+        if _shows_own(Path(os.path.realpath(text)), places):
+            detail = f"{text} holds, or is part of, the system's own directory {places.state}"
+            raise OpError(Code.INVALID_ARGUMENT, detail, "grant the folders beside it, one by one")
+
+
+def _shows_own(path: Path, places: Places) -> bool:
+    return any(path.is_relative_to(own) or own.is_relative_to(path) for own in (places.state, places.runtime))
+
+
+def _granted_paths(held: Iterable[Capability], verb: str, places: Places) -> list[Path]:
     """What the jail shows: what was granted and is there, by its real name."""
     granted = [
         Path(path)
@@ -104,7 +119,15 @@ def _granted_paths(held: Iterable[Capability], verb: str) -> list[Path]:
         if cap.right.object == "fs" and cap.right.verb in (verb, "*")
         for path in cap.right.scope.get("path", ())
     ]
-    return sorted({path.resolve() for path in granted if path.exists()})
+    real = {Path(os.path.realpath(path)) for path in granted if os.path.exists(path)}  # noqa: PTH110  (a name too long is not there)
+    return sorted(path for path in real if not _shows_own(path, places))  # a link may have been moved since the grant
+
+
+def _packed(told: dict[str, Any]) -> str:
+    try:
+        return json.dumps(told, ensure_ascii=False)
+    except (TypeError, ValueError) as error:
+        raise OpError(Code.INVALID_ARGUMENT, f"an argument cannot be handed over: {error}") from None
 
 
 def _zone() -> str:

@@ -9,6 +9,8 @@ import time
 from collections.abc import Callable
 from typing import Protocol
 
+_LONGEST_WAIT_S = 3600.0  # the operating system refuses to wait for weeks
+
 
 class HasFileno(Protocol):
     """A socket, a pipe, a file."""
@@ -36,6 +38,7 @@ class Loop:
         self.clock = clock
         self._selector = selectors.DefaultSelector()
         self._timers: list[tuple[float, int, Timer]] = []
+        self._kept = 1000
         self._order = itertools.count()
         self._running = False
 
@@ -56,6 +59,10 @@ class Loop:
     def later(self, seconds: float, action: Callable[[], None]) -> Timer:
         """Call `action` once, not before `seconds` have passed."""
         timer = Timer(action)
+        if len(self._timers) > 2 * self._kept:  # most are cancelled long before their time
+            self._timers = [entry for entry in self._timers if entry[2].action is not None]
+            heapq.heapify(self._timers)
+            self._kept = max(len(self._timers), 1000)
         heapq.heappush(self._timers, (self.clock() + seconds, next(self._order), timer))
         return timer
 
@@ -92,4 +99,4 @@ class Loop:
     def _until_next(self) -> float | None:
         while self._timers and self._timers[0][2].action is None:
             heapq.heappop(self._timers)
-        return max(0.0, self._timers[0][0] - self.clock()) if self._timers else None
+        return min(max(0.0, self._timers[0][0] - self.clock()), _LONGEST_WAIT_S) if self._timers else None

@@ -17,7 +17,7 @@ import structlog
 
 from llmos.ipc import paths
 from llmos.ipc.errors import Code, OpError
-from llmos.kernel import jail
+from llmos.kernel import jail, params
 from llmos.kernel.journal import Journal
 from llmos.kernel.kernel import Kernel
 from llmos.kernel.launch import Places, private_directory
@@ -50,6 +50,8 @@ def main(argv: list[str] | None = None) -> int:
         kernel.start_drivers()
         kernel.choose_model(arguments.model)  # loaded once the drivers are up
         loop.run()
+        if kernel.failed is not None:
+            raise kernel.failed
     except OpError as error:
         _fail(arguments.ready_fd, error)
     finally:
@@ -129,7 +131,8 @@ def _set_up_logs(ring: LogRing) -> None:
     renderer: Any = structlog.dev.ConsoleRenderer() if sys.stderr.isatty() else structlog.processors.JSONRenderer()
 
     def keep(_logger: Any, _method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
-        ring.lines.append(" ".join(f"{key}={value}" for key, value in event.items() if value is not None))
+        line = " ".join(f"{key}={value!r}" for key, value in event.items() if value is not None)
+        ring.lines.append(line[: params.LOG_LINE])
         return event
 
     structlog.configure(
@@ -142,9 +145,20 @@ def _set_up_logs(ring: LogRing) -> None:
         wrapper_class=structlog.make_filtering_bound_logger(
             logging.DEBUG if os.environ.get("LLMOS_DEBUG") else logging.INFO
         ),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        logger_factory=lambda *_: _Stderr(),
         cache_logger_on_first_use=True,
     )
+
+
+class _Stderr:
+    """Where log lines go. A closed pipe or a full disk costs the line, not the system."""
+
+    def msg(self, line: str) -> None:
+        with suppress(OSError, ValueError):
+            sys.stderr.write(line + "\n")
+            sys.stderr.flush()
+
+    debug = info = warning = error = critical = msg
 
 
 def _tell(fd: int, message: dict[str, Any]) -> None:

@@ -20,6 +20,9 @@ MAILBOX = 64  # calls that wait for, or are being served by, one process; one mo
 SYSCALL_S = 30.0  # seconds a syscall without a deadline may take
 STREAM_BYTES = 256 * 1024  # bytes of a stream kept for a reader out of credit, beyond which it ends with BUSY
 
+MAX_FUNCTIONS = 16  # lent by one connection
+FUNCTION_BYTES = 2048  # of one function's arguments and utterances, so that a list of them fits an answer
+
 # topics
 MAX_SUBSCRIPTIONS = 256  # per connection
 
@@ -31,6 +34,7 @@ SLICE = 16  # the same when somebody waits
 AGING_S = 20.0  # seconds of waiting that lift a job by one class
 CLASS_WEIGHT_DEFAULT = 1.0  # share of a principal inside its class
 CORE_START_S = 2.0  # seconds after boot began at which the model is loaded although a driver is still starting
+TEXT_BYTES = 60_000  # of a generated text that the final reply repeats; a longer one is in the chunks alone
 LOAD_S = 300.0  # seconds a model may take to load
 CORE_MEMORY = 64 << 30  # bytes of address space of the core: weights are mapped
 GENERATE_S = 600.0  # seconds an inference without a deadline may take

@@ -77,6 +77,8 @@ class Process:
     token: str = ""
     conn: int = 0
     """The connection it said hello on; 0 when it has none."""
+    takes_grants: bool = False
+    """Whether an agent has what was and is granted to its program, besides what it was handed."""
     jailed: Jailed | None = None
     os_pid: int = 0
     """The operating system's pid of the program itself, as the gate sees it."""
@@ -165,7 +167,7 @@ class ProcessTable:
             (
                 process
                 for process in self._by_pid.values()
-                if process.token and secrets.compare_digest(process.token, token)
+                if process.token and secrets.compare_digest(process.token.encode(), token.encode())
             ),
             None,
         )

@@ -14,7 +14,7 @@ import structlog
 
 from llmos.ipc.errors import OpError
 from llmos.kernel import params
-from llmos.kernel.jail import Jailed, JailError, Policy, Report, Tier, spawn
+from llmos.kernel.jail import Jailed, JailError, Policy, Report, spawn
 from llmos.kernel.loop import Loop, Timer
 from llmos.kernel.process import Kind, Process, State, now
 
@@ -57,15 +57,15 @@ class Supervisor:
         self.on_signal: Callable[[int], None] = lambda _: None
         loop.watch(read, self._signalled)
 
-    @property
-    def tier(self) -> Tier:
-        return self._report.tier
-
     def start(self, process: Process) -> None:
         """Start it, or start it again. A start that fails at once counts as a crash; a jail that cannot be had fails it for good."""
+        if self._stopping:
+            process.state = State.ENDED
+            return
         process.state, process.status = State.STARTING, ""
         process.started, process.born = now(), self._loop.clock()
         process.fresh_token()
+        command = None
         try:
             command = self._command(process)
             jailed = spawn(
@@ -76,36 +76,50 @@ class Supervisor:
                 pass_fds=command.pass_fds,
                 stderr=subprocess.PIPE,
             )
-        except (JailError, OpError, OSError) as error:
+        except OSError as error:  # no memory, no process to be had: it may pass
+            self._plan_restart(process, str(error))
+            return
+        except (JailError, OpError) as error:
             hint = getattr(error, "hint", "") or ""
             self._give_up(process, f"{error}" + (f" ({hint})" if hint and hint not in str(error) else ""))
             return
+        finally:
+            for fd in command.pass_fds if command is not None else ():
+                os.close(fd)
         process.jailed = jailed
         self._children[process] = jailed
         self._loop.watch(jailed, lambda: self._started(process, jailed))
         if jailed.stderr is not None:
             os.set_blocking(jailed.stderr.fileno(), False)
             self._loop.watch(jailed.stderr, lambda: self._drain(process, jailed))
-        for fd in command.pass_fds:
-            os.close(fd)
         self._expect(process, params.LOAD_S if process.kind is Kind.CORE else params.HELLO_S, "it did not say hello")
 
     def ready(self, process: Process) -> None:
-        """It serves now."""
-        process.state = State.READY
-        self._settle(process)
+        """It serves now; one that has been told to end cannot talk itself out of it."""
+        if process.state is State.STARTING:
+            process.state = State.READY
+            self._settle(process)
 
     def greeted(self, process: Process) -> None:
         """It said hello; now it has a while to get ready."""
         if process.state is State.STARTING:
             self._expect(process, params.READY_S, "it did not get ready")
 
+    def lost(self, process: Process) -> None:
+        """Its connection is gone though it lives: it has to say hello again, or start again."""
+        if process.state is State.READY and process in self._children:
+            process.state = State.STARTING
+            self._expect(process, params.HELLO_S, "it lost its connection and did not come back")
+
     def stop(self, process: Process, *, force: bool = False) -> None:
-        """End it: SIGTERM, and SIGKILL if that does not help. One that waits for a restart just ends."""
+        """End it: SIGTERM, and SIGKILL if that does not help. One that is down and should run is started."""
         jailed = self._children.get(process)
         if jailed is None:
             self._settle(process)
-            process.state = State.ENDED
+            if process.kind is Kind.AGENT or self._stopping:
+                process.state = State.ENDED
+            else:
+                self.restart(process)
             return
         process.state = State.STOPPING
         if force:
@@ -206,6 +220,9 @@ class Supervisor:
         self._plan_restart(process, reason)
 
     def _plan_restart(self, process: Process, reason: str) -> None:
+        if process.kind is Kind.AGENT:
+            self._give_up(process, reason)
+            return
         lived = self._loop.clock() - process.born
         process.failures = 1 if lived > params.CALM_S else process.failures + 1
         if process.failures > len(params.RESTART_S):

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import msgspec
 
 from llmos.ipc import manifest as manifests
-from llmos.ipc import paths, protocol
+from llmos.ipc import paths, protocol, wire
 from llmos.ipc.errors import Code, OpError
+from llmos.kernel import launch, params
 from llmos.kernel.calls import Call
 from llmos.kernel.capability import USER, Capability, Right
 from llmos.kernel.process import Process, State, own_rss_mb
@@ -194,17 +195,25 @@ def _emit(kernel: Kernel, request: Request, args: protocol.Emit) -> Result:
     waiter.chunk(args.data)
     if not waiter.behind:
         return {}
-    waiter.on_drained = lambda: request.call.reply({})
+    earlier = waiter.on_drained
+
+    def drained() -> None:
+        if earlier is not None:
+            earlier()
+        request.call.reply({})
+
+    waiter.on_drained = drained
     return None
 
 
 @_syscall(protocol.Exit)
 def _exit(kernel: Kernel, request: Request, args: protocol.Exit) -> Result:
     process = _own_process(request)
+    error = OpError.from_wire(args.error) if args.error is not None else None
     waiter = kernel.waiters.pop(process.pid, None)
     if waiter is not None:
-        if args.error is not None:
-            waiter.fail(OpError.from_wire(args.error))
+        if error is not None:
+            waiter.fail(error)
         else:
             waiter.reply({"pid": process.pid, "result": args.result or {}})
     return {}
@@ -268,8 +277,7 @@ def _embed(kernel: Kernel, request: Request, args: protocol.Embed) -> Result:
 @_syscall(protocol.LoadModel)
 def _load(kernel: Kernel, request: Request, args: protocol.LoadModel) -> Result:
     kernel.load_model(args.model)
-    kernel.journal.set("model", args.model)
-    kernel.model.loaded(request.call)
+    kernel.model.loaded(request.call, lambda: kernel.journal.set("model", args.model))
     return None
 
 
@@ -285,6 +293,13 @@ def _register(kernel: Kernel, request: Request, args: protocol.Register) -> Resu
         spec = {name: msgspec.convert(arg, manifests.Arg) for name, arg in args.args.items()}
     except msgspec.ValidationError as error:
         raise OpError(Code.INVALID_ARGUMENT, f"fn.register: args: {error}") from None
+    if len(wire.encode(args.args)) + len(wire.encode(args.utterances)) > params.FUNCTION_BYTES:
+        raise OpError(
+            Code.TOO_LARGE, f"fn.register: more than {params.FUNCTION_BYTES} bytes of description", "say it shorter"
+        )
+    lent = sum(function.conn == request.peer.conn for function in kernel.functions.values())
+    if known is None and lent >= params.MAX_FUNCTIONS:
+        raise OpError(Code.BUSY, f"{params.MAX_FUNCTIONS} functions on one connection", "unregister some")
     op = manifests.Op(effect=args.effect, summary=args.summary, utterances=args.utterances, args=spec)
     kernel.lend(args.name, request.peer, op)
     return {"op": f"app.{args.name}"}
@@ -308,6 +323,8 @@ def _grant(kernel: Kernel, request: Request, args: protocol.Grant) -> Result:
         known = ", ".join([*kernel.programs.drivers, *kernel.programs.agents])
         raise OpError(Code.NOT_FOUND, f"no driver or agent is called {args.holder!r}", f"installed: {known}")
     right = Right.parse(args.cap, str(kernel.places.home))
+    kernel.programs.check_right(right)
+    launch.refuse_own(right, kernel.places)
     for held in kernel.caps.held(args.holder):
         if held.right.covers(right):
             return {"id": held.id, "cap": str(held.right)}
@@ -326,8 +343,9 @@ def _revoke(kernel: Kernel, request: Request, args: protocol.Revoke) -> Result: 
     cap = kernel.caps.get(args.id)
     if cap is None or (cap.holder == USER and cap.parent is None):
         raise OpError(Code.NOT_FOUND, f"no grant {args.id!r}", "see `llmosctl perm ls`")
-    kernel.journal.remove_grant(args.id)
     gone = kernel.caps.revoke(args.id)
+    for one in gone:
+        kernel.journal.remove_grant(one.id)
     kernel.revoked(gone)
     return {"revoked": len(gone)}
 

@@ -10,6 +10,7 @@ unless their name says otherwise; a model's earlier figures are kept until it is
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import re
@@ -21,7 +22,6 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -94,7 +94,7 @@ def ask(client: Client, case: Case) -> Asked:
     return Asked(case, _page(top) == _page(case.url), time.perf_counter() - start, result)
 
 
-@contextmanager
+@contextlib.contextmanager
 def booted(home: EvalHome, model: str, store: Path) -> Iterator[Client]:
     """A system on the home, with the model loaded; it is gone afterwards."""
     directory = Path(tempfile.mkdtemp(prefix="llmos-eval-"))
@@ -102,7 +102,10 @@ def booted(home: EvalHome, model: str, store: Path) -> Iterator[Client]:
 
     def llmosctl(*args: str) -> str:
         command = [sys.executable, "-m", "llmos.userland.cli", *args]
-        return subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise RuntimeError(f"llmosctl {args[0]}: {done.stderr.strip()}")
+        return done.stdout
 
     home.write(directory / "home")
     try:
@@ -118,7 +121,8 @@ def booted(home: EvalHome, model: str, store: Path) -> Iterator[Client]:
         with Client(Connection(paths.bus_socket(runtime), client="articles")) as client:
             yield client
     finally:
-        subprocess.run([sys.executable, "-m", "llmos.userland.cli", "down"], env=environment, check=False)
+        with contextlib.suppress(RuntimeError):  # it may never have come up
+            llmosctl("down")
         shutil.rmtree(directory, ignore_errors=True)
 
 

@@ -129,7 +129,7 @@ def _plant(rng: Random, home: EvalHome, topic: Topic) -> Case:
     when = rng.choice(_whens(rng, home.now)) if rng.random() < 0.8 else None
     site, *elsewhere = rng.sample(_sites(), 4)
     named = site if rng.random() < (0.35 if when else 0.5) else None
-    ask = rng.choice(topic.asks + topic.special[title])
+    ask = _ask(rng, topic, title)
     kinds = [_naming(ask, title)]
     at = _moment(rng, home.now, when.days if when else (1, DAYS), when.hours if when else None)
     article = site.article(topic, title, at, rng)
@@ -149,6 +149,13 @@ def _plant(rng: Random, home: EvalHome, topic: Topic) -> Case:
         home.visits += glance(rng, shop, at - timedelta(minutes=3))
         kinds.append("shop")
     return Case(question, article.url, article.title, tuple(dict.fromkeys(kinds + marks)))
+
+
+def _ask(rng: Random, topic: Topic, title: str) -> str:
+    """A way to ask for the page: in half of the cases with words of its title, if there is such a way."""
+    asks = topic.asks + topic.special[title]
+    literal = [ask for ask in asks if _naming(ask, title) == "words"]
+    return rng.choice(literal) if literal and rng.random() < 0.5 else rng.choice(asks)
 
 
 def _add(rng: Random, home: EvalHome, topic: Topic, title: str, site: Site, days: tuple[int, int]) -> None:
@@ -292,7 +299,7 @@ def _phrase(rng: Random, ask: str, title: str, when: When | None, site: Site | N
     if rng.random() < 0.1:
         frame, part = rng.choice(_QUOTING), _part(rng, title)
         marks.append("quoted")
-    elif rng.random() < 0.12:
+    elif rng.random() < 0.08:
         ask = _mistype(rng, ask)
         marks.append("typo")
     said = rng.choice(["on", "from"]) + " " + rng.choice(site.names) if site else ""
@@ -317,7 +324,7 @@ def _fits(frame: str, when: When | None, site: Site | None) -> bool:
     if site and "{site}" not in frame:
         return False
     if when is None:
-        return "{bare}" not in frame and "{When}" not in frame
+        return not any(part in frame for part in ("{bare}", "{When}", "was{when}"))
     return when.bare or "{bare}" not in frame
 
 
@@ -355,7 +362,8 @@ def _naming(ask: str, title: str) -> str:
 @cache
 def _topics() -> Sequence[Topic]:
     topics: list[Topic] = []
-    current, asks, titles = "", (), {}
+    current, titles = "", dict[str, tuple[str, ...]]()
+    asks: tuple[str, ...] = ()
     for line in [*(DATA / "topics.txt").read_text().splitlines(), "## "]:
         if line.startswith("- "):
             title, _, special = line[2:].partition(" :: ")

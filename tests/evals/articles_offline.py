@@ -8,7 +8,6 @@ os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # before any import of onnxruntime
 
 import shutil
 import tempfile
-import types
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -45,10 +44,7 @@ def embed(texts: Sequence[str]) -> Vectors:
     """One row per text; what was embedded once is remembered."""
     new = [text for text in dict.fromkeys(texts) if text not in _vectors]
     if new:
-        made = embedder().embed(new)
-        if isinstance(made, types.GeneratorType):
-            made = _result(made)
-        _vectors.update(zip(new, made, strict=True))
+        _vectors.update(zip(new, _result(embedder().embed(new)), strict=True))
     return np.stack([_vectors[text] for text in texts])
 
 

@@ -135,7 +135,8 @@ class Raw:
         ((GREETING, b"", b""), "INVALID_ARGUMENT"),
         ((GREETING, b"\x91" * 5000, b"\x80"), "INVALID_ARGUMENT"),
         ((GREETING, wire.encode({"kind": "call", "id": 5, "op": "sys.ping"}), b"\x80"), "DENIED"),
-        ((GREETING, wire.encode({"kind": "call", "id": -5, "op": "sys.ping"}), b"\x80"), "DENIED"),
+        ((GREETING, wire.encode({"kind": "call", "id": -5, "op": "sys.ping"}), b"\x80"), "INVALID_ARGUMENT"),
+        ((GREETING, wire.encode({"kind": "call", "id": 5, "deadline_ms": 1 << 60}), b"\x80"), "INVALID_ARGUMENT"),
         ((GREETING, wire.encode({"kind": "call", "id": "x", "op": "sys.ping"}), b"\x80"), "INVALID_ARGUMENT"),
         ((GREETING, wire.encode({"kind": "event", "id": 5}), b"\x80"), "INVALID_ARGUMENT"),
         (

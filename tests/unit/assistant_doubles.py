@@ -28,7 +28,8 @@ def embed(texts: Sequence[str]) -> Vectors:
     for row, text in zip(rows, texts, strict=True):
         for stem in stems(text):
             row[zlib.crc32(stem.encode()) % DIM] += 0.3 if stem in FUNCTION_WORDS else 1.0
-    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    normal: Vectors = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    return normal
 
 
 @dataclass

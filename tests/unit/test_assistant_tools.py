@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from llmos.userland.assistant.reading import read
@@ -25,7 +27,7 @@ def test_ranking(question: str, op: str) -> None:
 
 def test_topic_wants_an_op_that_takes_one() -> None:
     """Of two ops that fit alike, the one that can be told the topic comes first."""
-    twins = [
+    twins: list[dict[str, Any]] = [
         {"op": "box.list", "summary": "Look into the box", "utterances": ["look into the box"]},
         {
             "op": "box.find",

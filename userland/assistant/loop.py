@@ -16,7 +16,6 @@ from typing import Any
 import msgspec
 
 from llmos.ipc.errors import Code, OpError
-from llmos.ipc.when import Period
 from llmos.userland.agent import Agent
 from llmos.userland.assistant import sentence
 from llmos.userland.assistant.attempts import MAX_CALLS, Attempt, plan, with_query
@@ -89,7 +88,8 @@ class Assistant:
                 question = read(text, now, toolbox.words)
                 choices = toolbox.rank(question)
             top = choices[0]
-            if top.tool.op == "" or top.score < NO_TOOL:
+            searchable = top.tool.can_be_compared and question.announced
+            if top.tool.op == "" or (top.score < NO_TOOL and not searchable):
                 self._step("direct", best=top.tool.op, score=round(top.score, 3))
                 said, cards = _say_abilities(toolbox.tools), list[Card]()
                 self._step("answer", text=said)
@@ -141,7 +141,7 @@ class Assistant:
                 break
             if (attempt.tool.op, attempt.args) not in made:
                 made.append((attempt.tool.op, attempt.args))
-                finding = self._try(attempt, question.period)
+                finding = self._try(attempt, question)
                 findings += [finding] if finding else []
         return sorted(findings, key=lambda finding: -finding.worth)
 
@@ -157,7 +157,7 @@ class Assistant:
             if other:
                 yield with_query(asked, other, f"in other words: {other}", cost=0.3)
 
-    def _try(self, attempt: Attempt, period: Period | None) -> Finding | None:
+    def _try(self, attempt: Attempt, question: Question) -> Finding | None:
         self._step("call", op=attempt.tool.op, args=attempt.args, why=attempt.why)
         try:
             with self._timed("call"):
@@ -167,7 +167,10 @@ class Assistant:
                 raise
             self._step("failed", op=attempt.tool.op, code=str(error.code), detail=error.detail)
             return None
-        cards = from_result(result, attempt.tool.provider, self.agent.now(), period if attempt.timely else None)
+        period = question.period if attempt.timely else None
+        cards = from_result(result, attempt.tool.provider, self.agent.now(), period)
+        if question.announced == "title":
+            cards.sort(key=lambda card: attempt.query.lower() not in card.title.lower())
         with self._timed("judge"):
             cards, likeness = self._judge(attempt, cards)
         self._step(
@@ -227,7 +230,7 @@ class Assistant:
         for tool in tools:
             if tool.provider == attempt.tool.provider and tool.taking("query") and tool.effect == attempt.tool.effect:
                 first = next(plan([tool], question))
-                finding = None if first.missing else self._try(first, question.period)
+                finding = None if first.missing else self._try(first, question)
                 if finding and finding.cards:
                     return finding.cards[0].path
         return ""

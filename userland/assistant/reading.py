@@ -21,6 +21,8 @@ from llmos.userland.assistant.words import stems
 MAX_PLACE_WORDS = 4
 """A longer phrase names no site."""
 
+PLACES = ("on", "from")
+"""Kinds of phrases that may name a place."""
 SHARED = 2
 """A word that this many utterances share is about the ops, not about what they are asked for."""
 
@@ -31,9 +33,9 @@ _QUOTED = re.compile(
 )
 _DOMAIN = re.compile(r"(?<![\w@/.-])(?:https?://)?((?:[a-z0-9-]+\.)+[a-z]{2,24})(?![\w@-])(?:/\S*)?", re.IGNORECASE)
 _CUE = re.compile(
-    r"(?P<topic>(?i:\b(?:about|regarding|concerning|deal(?:ing|s|t) with|(?:called|titled|named|entitled)"
-    r"(?:\s+something like)?)(?=\s)|\bre:))"
-    r"|(?P<on>(?i:\bon(?=\s)))|(?P<from>(?i:\b(?:from|at|via)(?=\s))|\bin(?=\s+(?:the\s+)?[A-Z]))"
+    r"(?P<title>(?i:\b(?:called|titled|named|entitled)(?:\s+something like)?(?=\s)))"
+    r"|(?P<topic>(?i:\b(?:about|regarding|concerning|deal(?:ing|s|t) with)(?=\s)|\bre:))"
+    r"|(?P<on>(?i:\bon(?=\s)))|(?P<from>(?i:\b(?:from|at|via)(?=\s))|\bin(?=\s+(?:the\s+)?(?!I\b)[A-Z]))"
 )
 _TURN = re.compile(r"[,;:?!()\"“”\0]|\.(?=\s|$)")
 # where a phrase ends: punctuation or something understood already, a new clause, an afterthought
@@ -93,7 +95,7 @@ class Question:
     paths: tuple[str, ...] = ()
     count: int | None = None
     announced: str = ""
-    """How what it is about is introduced: `topic` after *about* and the like or in quotes, `on` after that, or not at all."""
+    """How what it is about is introduced: `title` in quotes or after *called*, `topic` after *about*, `on` after that, or not."""
     bare: str = ""
     """The question with *something* for what it is about, without time and place: what is left says what to do."""
 
@@ -172,7 +174,8 @@ def _parts(left: str) -> list[_Part]:
         end = start + len(left[start:end].rstrip())
         before = _parts(left[: quoted.start()])
         after = _parts("\0" * quoted.end() + left[quoted.end() :])
-        return [*(part for part in before if part.kind != "topic"), _Part("topic", quoted.start(), start, end), *after]
+        title = _Part("title", quoted.start(), start, end)
+        return [*(part for part in before if part.kind in PLACES), title, *after]
     cues = list(_CUE.finditer(left))
     parts = []
     for cue, following in zip_longest(cues, cues[1:]):
@@ -190,15 +193,17 @@ def _roles(
     left: str, parts: list[_Part], op_words: Collection[str], *, need_place: bool
 ) -> tuple[_Part | None, _Part | None]:
     """Which phrase is what the question is about, and which may name a place."""
-    topic = next((part for part in parts if part.kind == "topic"), None)
+    topic = next((part for kind in ("title", "topic") for part in parts if part.kind == kind), None)
     places = [
-        part for part in parts if part.kind != "topic" and len(left[part.start : part.end].split()) <= MAX_PLACE_WORDS
+        part for part in parts if part.kind in PLACES and len(left[part.start : part.end].split()) <= MAX_PLACE_WORDS
     ]
     ons = [part for part in parts if part.kind == "on"]
     if topic is None and ons:
         others = [part for part in places if part.kind == "from"]
         if len(ons) > 1 and not others:  # "on the New Yorker … on knitting": a name is rather the place
-            named = next((part for part in ons if _NAME.match(left, part.start) and part in places), ons[-1])
+            after_verb = [part for part in ons if _AFTER_VERB.search(left[: part.cue])]
+            names = [part for part in ons if _NAME.match(left, part.start)]
+            named = next((part for part in (*after_verb, *names, ons[-1]) if part in places), ons[-1])
             topic = next(part for part in ons if part is not named)
         elif not need_place or others or not _rather_place(left[: ons[0].cue], op_words):
             topic = ons[0]
@@ -234,7 +239,7 @@ def _readings(
     else:
         whole = f"{about} {site}".strip()
     swapped = [Reading(site, about)] if topic and topic.kind == "on" == place.kind else []
-    return [Reading(about, site), Reading(whole), *swapped]
+    return [Reading(about, site), *swapped, Reading(whole)]
 
 
 def _content(left: str, parts: list[_Part], op_words: Collection[str]) -> str:

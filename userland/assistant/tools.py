@@ -113,7 +113,7 @@ def _lost(tool: Tool, question: Question) -> float:
     """How much of what the question says the tool has no argument for."""
     topic = any(reading.query for reading in question.readings)
     kept = tool.taking("query") or (question.paths and tool.taking("path"))
-    lost = 0.0 if kept or not topic else LOST_ABOUT if question.announced == "topic" else LOST_TOPIC
+    lost = 0.0 if kept or not topic else LOST_ABOUT if question.announced in ("topic", "title") else LOST_TOPIC
     lost += LOST_DETAIL if question.readings[0].place and not tool.taking("host") else 0.0
     lost += LOST_DETAIL if question.period and not tool.taking("period") else 0.0
     path = tool.args.get(tool.taking("path"))

@@ -77,7 +77,7 @@ class Tour:
 
 def run(*, keep: bool = False) -> int:
     """The whole demonstration; → its exit status: 0 when the planted article came first."""
-    screen = Console(highlight=False)
+    screen = Console(highlight=False, soft_wrap=True)
     # short on purpose: the path of a unix socket below it is limited
     tour = Tour(Path(tempfile.mkdtemp(prefix="llmos-demo-")), screen, paths.models_dir().absolute())
     before = signal.signal(signal.SIGTERM, _interrupt)
