@@ -56,7 +56,8 @@ class Dealer:
         self._running = False
         self._outbox: deque[list[bytes]] = deque()
         # a context with open sockets would otherwise wait for them for ever when it is collected
-        weakref.finalize(self, self._context.destroy, linger=0)
+        self._destroy = weakref.finalize(self, self._context.destroy, linger=0)
+        self._destroy.atexit = False  # an exiting program needs no tidying, and another thread may be at it already
 
     def open(self) -> None:
         """Connect, in place of what was there before. Raises `Unreachable` when nobody listens."""
@@ -91,7 +92,7 @@ class Dealer:
             self.changed.notify_all()
             self.changed.wait_for(lambda: not self._running, timeout=1)
         self._disconnect()
-        self._context.destroy(linger=0)
+        self._destroy()
         os.close(self._wake_r)
         os.close(self._wake_w)
 
