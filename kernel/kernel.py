@@ -143,12 +143,16 @@ class Kernel:
 
     def load_grants(self) -> None:
         """The user's own right, and what she granted before."""
-        self.caps.mint(USER, Right("*", "*"), "boot")
-        for id_, holder, text, origin in self.journal.grants():
+        self.caps.mint(USER, Right("*", "*", grantable=True), "boot")
+        for grant in self.journal.grants():
             try:
-                self.caps.mint(holder, Right.parse(text, str(self.places.home)), origin, id=id_)
+                right = Right.parse(grant.cap, str(self.places.home))
             except OpError as error:
-                log.error("grant.unreadable", id=id_, err=error.detail)
+                log.error("grant.unreadable", id=grant.id, err=error.detail)
+                continue
+            spent = self.journal.spending(grant.id)
+            kept = self.caps.mint(grant.holder, right, grant.origin, id=grant.id, reason=grant.reason, spent=spent)
+            self.caps.keep(kept)
 
     def shutdown(self) -> None:
         """In order: tell everybody, agents and drivers, then the core, then the gate; the loop ends when they have."""
@@ -445,7 +449,7 @@ class Kernel:
                 self.caps.derive(giver, right, process.name, f"spawned by {giver}")
             if giver == USER:
                 for cap in list(self.caps.held(name)):
-                    self.caps.mint(process.name, cap.right, "granted", parent=cap.id)
+                    self.caps.lend(cap, process.name, "granted")
         except OpError:
             self.caps.drop(process.name)
             self.processes.remove(process)
@@ -524,7 +528,7 @@ class Kernel:
             self._rebuild_jails({cap.holder})
         for process in self.processes:
             if process.kind is Kind.AGENT and process.program == cap.holder:
-                self.caps.mint(process.name, cap.right, "granted", parent=cap.id)
+                self.caps.lend(cap, process.name, "granted")
 
     def _rebuild_jails(self, holders: set[str]) -> None:
         for process in self.processes:

@@ -18,6 +18,9 @@ MAILBOX = 64  # calls that wait for, or are being served by, one process; one mo
 SYSCALL_S = 30.0  # seconds a syscall without a deadline may take
 STREAM_BYTES = 256 * 1024  # bytes of a stream kept for a reader out of credit, beyond which it ends with BUSY
 
+# capabilities
+MAX_HELD = 512  # in the hands of one holder, the user aside; one more is BUSY (a check may look at each)
+
 # topics
 MAX_SUBSCRIPTIONS = 256  # per connection
 

@@ -316,12 +316,13 @@ def _grant(kernel: Kernel, request: Request, args: protocol.Grant) -> Result:
             return {"id": held.id, "cap": str(held.right)}
     cap = kernel.caps.derive(request.peer.holder, right, args.holder, f"granted by {request.peer.holder}")
     try:
-        kernel.journal.add_grant(cap.id, args.holder, str(right), cap.origin)
+        kernel.journal.add_grant(cap.id, args.holder, str(cap.right), cap.origin)
     except OpError:
         kernel.caps.revoke(cap.id)
         raise
+    kernel.caps.keep(cap)
     kernel.granted(cap)
-    return {"id": cap.id, "cap": str(right)}
+    return {"id": cap.id, "cap": str(cap.right)}
 
 
 @_syscall(protocol.Revoke)
