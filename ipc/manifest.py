@@ -96,6 +96,9 @@ class Op(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Of its results, where it differs from the driver's."""
     idempotent: bool = False
     undo: bool = False
+    """Whether its result carries `undo`, a text by which the driver's op `undo(token)` reverses it."""
+    preview: bool = False
+    """Whether the driver's op `preview(op, args)` can say what it would change, for whoever has to approve it."""
     timeout_s: Annotated[float, Meta(gt=0, le=1800)] = 10.0
 
     def check(self, args: dict[str, Any]) -> None:
@@ -126,6 +129,20 @@ class Permissions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return [f"fs.{verb}(path={json.dumps(path, ensure_ascii=False)})" for verb, path in paths] + list(self.calls)
 
 
+class Topic(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A topic that a driver publishes on."""
+
+    summary: str = ""
+    retain: bool = False
+    """Whether a new subscriber gets the last event at once."""
+    durable: bool = False
+    """Whether events are stored, for `bus.replay`."""
+
+
+KERNEL_OPS = frozenset({"undo", "preview"})
+"""Ops of a driver that the kernel alone calls."""
+
+
 class DriverManifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A driver: `manifest.toml`."""
 
@@ -136,7 +153,10 @@ class DriverManifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ops: dict[Name, Op]
     integrity: Literal["trusted", "untrusted"] = "untrusted"
     tags: list[str] = []
-    topics: list[str] = []
+    topics: dict[Annotated[str, Meta(pattern=r"^[a-z0-9_]+(\.[A-Za-z0-9_\-]+)*$", max_length=128)], Topic] = {}
+    """Those under the driver's own name need no grant."""
+    scope_kinds: dict[str, Literal["name", "path", "topic", "host", "address", "number"]] = {}
+    """How values of its own scope keys compare; `name` where nothing is said."""
     permissions: Permissions = Permissions()
     settings: dict[str, dict[str, Any]] = {}
     directory: str = ""

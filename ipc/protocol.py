@@ -59,7 +59,9 @@ class Header(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     parent: Annotated[int, Meta(ge=0, le=(1 << 63) - 1)] = 0
     """In a call: the id of the call that the caller is serving and makes this one for; deadlines and cancels pass along it."""
     cap: Annotated[str, Meta(max_length=80)] = ""
-    """In a call: the id of the capability to use; empty lets the kernel choose the one that fits."""
+    """In a call: the handle of the capability to use (`perm.mine`); empty lets the kernel choose the one that fits."""
+    keep: bool = False
+    """In a call: the result stays with the kernel as a value, and the reply describes it: `{$v, type, bytes, label}`."""
     credit: Annotated[int, Meta(ge=0, le=1 << 20)] = DEFAULT_CREDIT
     """In a call to a streaming op: chunks that may come at once."""
     ok: bool = True
@@ -73,10 +75,15 @@ class Header(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """The badge of the process that called or published."""
     scope: dict[str, list[str]] = {}
     """In a call to a driver: the scope of the capability that allowed it; the driver confines itself to it."""
+    label: list[str] = []
+    """Of what the body holds: empty for trusted and about nothing, else `t` or `u` and the tags of its sources. In a server's reply: what
+    it says of this answer beyond its manifest; that can only raise it."""
     topic: str = ""
     """In an event."""
     ts: float = 0.0
     """In an event: seconds since 1970 UTC when the kernel accepted it."""
+    number: int = 0
+    """In an event of a durable topic: its number in the store, for `bus.replay`."""
 
 
 class Effect(StrEnum):
@@ -105,6 +112,9 @@ TopicPattern = Annotated[
     str, Meta(min_length=1, max_length=MAX_TOPIC, pattern=r"^([a-z0-9_]+|\*)(\.([A-Za-z0-9_\-]+|\*))*$")
 ]
 Positive = Annotated[int, Meta(ge=1)]
+Holder = Annotated[str, Meta(pattern=r"^(app:)?[a-z][a-z0-9_]{0,39}$")]
+"""A driver, an agent's program, or `app:NAME` for a program from outside."""
+Id = Annotated[str, Meta(min_length=1, max_length=60)]
 
 
 class Syscall(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -125,13 +135,14 @@ class Hello(Syscall, frozen=True):
     """First call on every connection: proves who is calling. → `{badge, pid, version, home}`
 
     `token` is in the environment of a process that the kernel started (`LLMOS_TOKEN`), and in the file `user.token` of the
-    runtime directory for the person who started the kernel. A started process's token serves that process alone.
+    runtime directory for the person who started the kernel. A started process's token serves that process alone. On the apps'
+    gate the key of the connection is the proof, and the token is left empty.
     Errors: `DENIED` for an unknown token or one that serves another process; `CONFLICT` for a second hello.
     """
 
     OP = "sys.hello"
     RIGHT = None
-    token: Annotated[str, Meta(max_length=128)]
+    token: Annotated[str, Meta(max_length=128)] = ""
     client: Annotated[str, Meta(max_length=80)] = ""
 
 
@@ -184,8 +195,10 @@ class Spawn(Syscall, frozen=True):
     """Starts an agent as a process of its own, in a jail. → `{pid}`; with `wait`, chunks of what it emits, then `{pid, result}`.
 
     `allow` lists the capabilities it is born with, each derived from one the caller holds; None takes what its manifest
-    requests. Errors: `NOT_FOUND` (no such program), `DENIED` (more than the caller holds), `UNAVAILABLE` (no jail here),
-    `PEER_DIED` (with `wait`: it ended without a result).
+    requests. Its label starts as the join of the caller's and the arguments'; when that is trusted, what stands in the arguments counts
+    as said by the user. `mode` `strict` asks the user about every effect once anything untrusted is in it, planned or not.
+    Errors: `NOT_FOUND` (no such program), `DENIED` (more than the caller holds), `BUDGET` (a quota is not left), `UNAVAILABLE` (no jail
+    here), `PEER_DIED` (with `wait`: it ended without a result).
     """
 
     OP = "proc.spawn"
@@ -195,10 +208,11 @@ class Spawn(Syscall, frozen=True):
     args: dict[str, Any] = {}
     allow: list[Annotated[str, Meta(max_length=400)]] | None = None
     wait: bool = False
+    mode: Annotated[str, Meta(pattern="^(default|strict)$")] = "default"
 
 
 class ListProcesses(Syscall, frozen=True):
-    """→ `{processes: [{pid, name, kind, state, parent, os_pid, started, restarts, rss_mb, cpu_s, calls, status}]}`"""
+    """→ `{processes: [{pid, name, kind, state, parent, os_pid, started, restarts, rss_mb, cpu_s, calls, status, label}]}`"""
 
     OP = "proc.list"
     RIGHT = "proc.read"
@@ -263,6 +277,29 @@ class Subscribe(Syscall, frozen=True):
     RIGHT = "bus.subscribe"
     SCOPE: ClassVar[dict[str, str]] = {"topic": "topic"}
     topic: TopicPattern
+
+
+class Replay(Syscall, frozen=True):
+    """Stored events of durable topics, oldest first, a page at a time. → `{events: [{number, topic, seq, ts, sender, label, data}], next}`
+
+    From `after` (an event's number) on, or from `since` (seconds since 1970 UTC). `next` is the `after` of the next page, 0 when there is
+    none. To miss nothing: subscribe, then replay, then drop live events whose number has been seen.
+    """
+
+    OP = "bus.replay"
+    RIGHT = "bus.subscribe"
+    SCOPE: ClassVar[dict[str, str]] = {"topic": "topic"}
+    topic: TopicPattern
+    after: Annotated[int, Meta(ge=0)] = 0
+    since: Annotated[float, Meta(ge=0)] = 0.0
+    limit: Annotated[int, Meta(ge=1, le=500)] = 100
+
+
+class ListSubscriptions(Syscall, frozen=True):
+    """→ `{subscriptions: [{id, holder, client, topic, dropped}]}`; `dropped` counts what its connection lost by not reading."""
+
+    OP = "bus.list"
+    RIGHT = "bus.read"
 
 
 class Unsubscribe(Syscall, frozen=True):
@@ -341,6 +378,23 @@ class Embed(Syscall, frozen=True):
     texts: Annotated[list[Annotated[str, Meta(max_length=8000)]], Meta(min_length=1, max_length=40)]
 
 
+class Extract(Syscall, frozen=True):
+    """What the model makes of values that stay unread: → `{answer}`, under a schema of booleans, enumerations and bounded integers.
+
+    It sees `prompt` and the values and no tools. `log2` of the number of possible answers is taken out of the task's bit budget before it
+    runs. The answer is trusted, and as secret as the values.
+    Errors: `INVALID_ARGUMENT` (a schema that can carry a text), `BUDGET`, `NOT_FOUND` (no such value), and `llm.generate`'s.
+    """
+
+    OP = "llm.extract"
+    RIGHT = "llm.generate"
+    SCOPE: ClassVar[dict[str, str]] = {"class": "job_class"}
+    prompt: Annotated[str, Meta(min_length=1, max_length=16_384)]
+    values: Annotated[list[Id], Meta(min_length=1, max_length=16)]
+    schema: dict[str, Any]
+    job_class: Annotated[str, Meta(pattern="^(interactive|event|background)$")] = "interactive"
+
+
 class LoadModel(Syscall, frozen=True):
     """Makes a model of the store the default and loads it. → `{model}` once it is loaded."""
 
@@ -377,19 +431,229 @@ class Unregister(Syscall, frozen=True):
     name: Name
 
 
+# -- plan, value: how a process stays trusted ---------------------------------------------------------------------------
+
+
+class PlanStep(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One op of a plan, and what it fixes of its arguments; those it does not name are open.
+
+    `{"$slot": NAME}` fixes an argument to be a value passed by reference, the same one wherever the name stands.
+    """
+
+    op: Annotated[str, Meta(max_length=100)]
+    args: dict[str, Any] = {}
+
+
+class FixPlan(Syscall, frozen=True):
+    """What the caller is going to do, in place of what it said before, while nothing untrusted has reached it. → `{steps}`
+
+    A call with an effect that is a step of it needs no approval later, though the caller has read untrusted data by then, as long as its
+    control arguments are trusted. Each step serves one call. Errors: `TAINTED` (too late), `NOT_FOUND` (not an agent), `TOO_LARGE`.
+    """
+
+    OP = "plan.fix"
+    RIGHT = None
+    steps: Annotated[list[PlanStep], Meta(max_length=64)]
+
+
+class DescribeValue(Syscall, frozen=True):
+    """What may be known of a value without reading it. → `{$v, type, bytes, label}`"""
+
+    OP = "value.describe"
+    RIGHT = None
+    value: Id
+
+
+class ProjectValue(Syscall, frozen=True):
+    """A part of a value as a value of its own, e.g. `.items[0].title`; null when there is no such part. → `{$v, type, bytes, label}`"""
+
+    OP = "value.project"
+    RIGHT = None
+    value: Id
+    path: Annotated[str, Meta(max_length=400)]
+
+
+class OpenValue(Syscall, frozen=True):
+    """Reads a value: its label is the caller's from then on. → `{value}`"""
+
+    OP = "value.open"
+    RIGHT = None
+    value: Id
+
+
+class DropValue(Syscall, frozen=True):
+    """Gives its room back. → `{}`"""
+
+    OP = "value.drop"
+    RIGHT = None
+    value: Id
+
+
+class EndorseValue(Syscall, frozen=True):
+    """Asks the user to take a value, which she is shown, for trusted. → the description of a new value, once she has approved."""
+
+    OP = "value.endorse"
+    RIGHT = None
+    value: Id
+
+
+# -- approval, undo, label, audit: what waits for the user, and what was done -------------------------------------------
+
+
+class ListApprovals(Syscall, frozen=True):
+    """→ `{approvals: [{id, op, holder, program, state, asked, expires, reasons, undoable, label}]}`, newest first.
+
+    `state` empty for any.
+    """
+
+    OP = "approval.list"
+    RIGHT = "approval.read"
+    state: Annotated[str, Meta(pattern="^(|pending|approved|used|denied|expired)$")] = "pending"
+    limit: Annotated[int, Meta(ge=1, le=200)] = 100
+
+
+class ShowApproval(Syscall, frozen=True):
+    """One request with its exact arguments, where each came from, what it would change, and the rule that `always` would save.
+
+    → `{id, op, holder, program, task, label, args, asked, expires, state, reasons, provenance, why, undoable, preview, rule, answer, words,
+    decided, by}`. Errors: `NOT_FOUND`.
+    """
+
+    OP = "approval.show"
+    RIGHT = "approval.read"
+    id: Id
+
+
+class AnswerApproval(Syscall, frozen=True):
+    """The user's word. → the approval, as `approval.show` has it.
+
+    `once`; `task` and `always`, which save a rule; `no`; `reject`, which is no with `words` for the agent.
+    Errors: `NOT_FOUND`, `CONFLICT` (answered, used, or expired).
+    """
+
+    OP = "approval.answer"
+    RIGHT = "approval.control"
+    id: Id
+    answer: Annotated[str, Meta(pattern="^(once|task|always|no|reject)$")]
+    words: Annotated[str, Meta(max_length=500)] = ""
+
+
+class ListRules(Syscall, frozen=True):
+    """What needs no asking any more. → `{rules: [{id, program, task, op, text, created, by}]}`"""
+
+    OP = "approval.rules"
+    RIGHT = "approval.read"
+
+
+class ForgetRule(Syscall, frozen=True):
+    """Takes a rule back. → `{}`. Errors: `NOT_FOUND`."""
+
+    OP = "approval.forget"
+    RIGHT = "approval.control"
+    id: Id
+
+
+class ListUndo(Syscall, frozen=True):
+    """What can be undone, newest first. → `{effects: [{id, holder, op, at, expires}]}`"""
+
+    OP = "undo.list"
+    RIGHT = "undo.read"
+    limit: Annotated[int, Meta(ge=1, le=200)] = 50
+
+
+class RunUndo(Syscall, frozen=True):
+    """Undoes one effect, with the user's authority. → what its driver says. Errors: `NOT_FOUND`, `CONFLICT` (undone, or too late)."""
+
+    OP = "undo.run"
+    RIGHT = "undo.control"
+    id: Id
+
+
+class Why(Syscall, frozen=True):
+    """Which datum tainted whom, through which call, from `id` back to the sources.
+
+    `id` is an approval's, a call's number (as `audit.list` shows it), or a process's badge.
+    → `{id, label, chain: [{taint, at, holder, sender, via, call, added}]}`, nearest first. Errors: `NOT_FOUND`.
+    """
+
+    OP = "label.why"
+    RIGHT = "label.read"
+    id: Id
+
+
+class ListAudit(Syscall, frozen=True):
+    """The last rows of the audit log, oldest first. → `{rows: [{seq, ts, kind, holder, op, cap, label, bytes, decision, detail, …}]}`"""
+
+    OP = "audit.list"
+    RIGHT = "audit.read"
+    last: Annotated[int, Meta(ge=1, le=200)] = 50
+    holder: Annotated[str, Meta(max_length=60)] = ""
+    kind: Annotated[str, Meta(pattern="^(|boot|grant|denial|approval|effect|label)$")] = ""
+    since: Annotated[float, Meta(ge=0)] = 0.0
+
+
+class VerifyAudit(Syscall, frozen=True):
+    """Recomputes the whole chain. → `{rows, head, fault}`; `fault` is null, or `{seq, what}` of the first row that is not what it was."""
+
+    OP = "audit.verify"
+    RIGHT = "audit.read"
+
+
+class ExportAudit(Syscall, frozen=True):
+    """Rows after `after`, a page at a time. → `{rows, next, head: {seq, hash}}`; `next` is the `after` of the next page, 0 at the end."""
+
+    OP = "audit.export"
+    RIGHT = "audit.read"
+    after: Annotated[int, Meta(ge=0)] = 0
+
+
+# -- apps: programs from outside ---------------------------------------------------------------------------------------
+
+
+class AddApp(Syscall, frozen=True):
+    """Lets an outside program in: the holder of the secret half of `key` is `app:NAME` from now on. → `{name, address, server_key, caps}`
+
+    `key` is the public half of a CURVE key pair, Z85; the secret half never comes here. `allow` is granted with it. An app that exists gets
+    the new key in place of the old one. Errors: `INVALID_ARGUMENT` (not a key, not a capability), `CONFLICT` (another app has the key).
+    """
+
+    OP = "apps.add"
+    RIGHT = "perm.control"
+    name: Name
+    key: Annotated[str, Meta(min_length=40, max_length=40)]
+    allow: Annotated[list[Annotated[str, Meta(max_length=400)]], Meta(max_length=64)] = []
+
+
+class ListApps(Syscall, frozen=True):
+    """→ `{apps: [{name, created, connections, caps: [str]}], address, server_key}`"""
+
+    OP = "apps.list"
+    RIGHT = "perm.read"
+
+
+class RemoveApp(Syscall, frozen=True):
+    """Its key opens nothing from now on, its connections and grants end. → `{revoked}`. Errors: `NOT_FOUND`."""
+
+    OP = "apps.remove"
+    RIGHT = "perm.control"
+    name: Name
+
+
 # -- perm, driver: what the user decides -------------------------------------------------------------------------------
 
 
 class Grant(Syscall, frozen=True):
-    """Gives a driver or an agent a capability, kept across restarts. → `{id, cap}`
+    """Gives a driver, an agent or an app (`app:NAME`) a capability, kept across restarts. → `{id, cap}`
 
-    A driver whose jail this widens is restarted. Errors: `INVALID_ARGUMENT` (not a capability), `NOT_FOUND` (no such holder).
+    `reason` says what for, in the words of whoever asked. A driver whose jail this widens is restarted.
+    Errors: `INVALID_ARGUMENT` (not a capability), `NOT_FOUND` (no such holder).
     """
 
     OP = "perm.grant"
     RIGHT = "perm.control"
-    holder: Name
+    holder: Holder
     cap: Annotated[str, Meta(max_length=400)]
+    reason: Annotated[str, Meta(max_length=200)] = ""
 
 
 class Revoke(Syscall, frozen=True):
@@ -401,11 +665,42 @@ class Revoke(Syscall, frozen=True):
 
 
 class ListGrants(Syscall, frozen=True):
-    """→ `{caps: [{id, parent, holder, cap, origin}], requests: [{holder, cap, granted, present}]}`"""
+    """→ `{caps: [{id, parent, holder, cap, origin, reason}], requests: [{holder, cap, granted, present}]}`"""
 
     OP = "perm.list"
     RIGHT = "perm.read"
     holder: str = ""
+
+
+class CheckRight(Syscall, frozen=True):
+    """Whether `holder` could call `op` with these arguments now; nothing is charged and nobody is asked.
+
+    → `{verdict, cap, chain, reasons, hint}`: `verdict` is `allow`, `ask` or `deny`, `chain` as `perm.why` has it.
+    """
+
+    OP = "perm.check"
+    RIGHT = "perm.read"
+    holder: Annotated[str, Meta(max_length=60)]
+    op: Annotated[str, Meta(max_length=100)]
+    args: dict[str, Any] = {}
+
+
+class WhyRight(Syscall, frozen=True):
+    """Where a capability comes from, from it back to the user's own. → `{chain: [{id, holder, cap, origin, reason}], left}`
+
+    `left` is what remains of its quotas now: `{calls?, bytes?, tokens?}`. Errors: `NOT_FOUND`.
+    """
+
+    OP = "perm.why"
+    RIGHT = "perm.read"
+    id: Id
+
+
+class OwnRights(Syscall, frozen=True):
+    """The caller's own capabilities. → `{caps: [{handle, cap}]}`; a handle is of use to its holder alone."""
+
+    OP = "perm.mine"
+    RIGHT = None
 
 
 class ListDrivers(Syscall, frozen=True):
@@ -430,6 +725,8 @@ TOPICS = {
     "proc.ended": "a process ended: {pid, name, reason}",
     "sys.model": "the model's state changed: {state, model}",
     "sys.shutdown": "the system is going down: {}",
+    "approval.requested": "a call waits for the user's word: {id, op, holder, expires}",
+    "approval.settled": "it was answered, used, or is over: {id, op, holder, state}",
 }
 
 _Call = TypeVar("_Call", bound=Syscall)

@@ -23,6 +23,9 @@ STREAM_BYTES = 256 * 1024  # bytes of a stream kept for a reader out of credit, 
 MAX_FUNCTIONS = 16  # lent by one connection
 FUNCTION_BYTES = 2048  # of one function's arguments and utterances, so that a list of them fits an answer
 
+# capabilities
+MAX_HELD = 512  # in the hands of one holder, the user aside; one more is BUSY (a check may look at each)
+
 # topics
 MAX_SUBSCRIPTIONS = 256  # per connection
 
