@@ -154,7 +154,7 @@ class DriverManifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     integrity: Literal["trusted", "untrusted"] = "untrusted"
     tags: list[str] = []
     topics: dict[Annotated[str, Meta(pattern=r"^[a-z0-9_]+(\.[A-Za-z0-9_\-]+)*$", max_length=128)], Topic] = {}
-    """Those under the driver's own name need no grant."""
+    """Its to publish, unless the first level is the name of another program or of an object of the kernel."""
     scope_kinds: dict[str, Literal["name", "path", "topic", "host", "address", "number"]] = {}
     """How values of its own scope keys compare; `name` where nothing is said."""
     permissions: Permissions = Permissions()

@@ -303,7 +303,7 @@ class BrowserHistory(Driver):
 
     def _tell(self, looks: Sequence[Look]) -> None:
         for look in looks[-MAX_EVENTS:]:
-            self.env.publish("browser_history.visited", self._look_record(look))
+            self.env.publish("history.visited", self._look_record(look))
 
     def _warm(self) -> None:
         now = self.env.now().timestamp()

@@ -255,7 +255,7 @@ def test_history_takes_what_comes_and_tells_it(home: Path, driver: BrowserHistor
     rest_over(driver)
     driver._tell(driver._refresh())
     ((topic, told),) = driver.env.events  # type: ignore[attr-defined]
-    assert (topic, told["title"]) == ("browser_history.visited", "A Goat")
+    assert (topic, told["title"]) == ("history.visited", "A Goat")
     assert titles(driver.visits(Call())) == ["A Goat", LLAMA.title]
     json.dumps(told)
 
