@@ -8,15 +8,19 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
+from datetime import datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from llmos.ipc import paths, wire
-from llmos.ipc.dealer import Dealer, Unreachable
+import msgspec
+
+from llmos.ipc import events, paths, wire
+from llmos.ipc.app_key import AppKey
+from llmos.ipc.dealer import Dealer, Loss, Unreachable
 from llmos.ipc.errors import Code, OpError
+from llmos.ipc.events import Event, Mailbox
 from llmos.ipc.protocol import (
-    DEFAULT_CREDIT,
     GREETING,
     NOT_GREETED,
     Header,
@@ -25,15 +29,16 @@ from llmos.ipc.protocol import (
     parse_header,
     topic_matches,
 )
+from llmos.ipc.stream import Stream, Waiting, pack_body, unpack_body
 
-__all__ = ["Connection", "Event", "Incoming", "Stream", "Unreachable"]
+__all__ = ["AppKey", "Connection", "Event", "Incoming", "Stream", "Unreachable"]
 
 GRACE_S = 2.0
 """Seconds a caller waits beyond its deadline for the kernel to say so itself."""
 HELLO_S = 3.0
 """Seconds a connection may take to be greeted."""
-MAILBOX = 1000
-"""Events that wait for a slow subscriber on its own side; the oldest is dropped."""
+REPLAY_S = 10.0
+"""Seconds one page of stored events may take."""
 
 
 class Incoming:
@@ -45,52 +50,16 @@ class Incoming:
         self.args = args
         self.cancelled = threading.Event()
 
-    def reply(self, result: dict[str, Any]) -> None:
-        """Send the result; one that is too large becomes `TOO_LARGE`."""
+    def reply(self, result: dict[str, Any], label: list[str] | None = None) -> None:
+        """Send the result; one that is too large becomes `TOO_LARGE`. `label` can only raise what the manifest says of it."""
         try:
-            self._connection._answer(self.header.id, True, _pack_body(result))  # noqa: SLF001  (two halves of one class)
+            self._connection._answer(self.header.id, True, pack_body(result), label)  # noqa: SLF001  (two halves of one class)
         except OpError as error:
             self.fail(error)
 
     def fail(self, error: OpError) -> None:
         """Send an error."""
         self._connection._answer(self.header.id, False, wire.encode(error.to_wire()))  # noqa: SLF001
-
-
-class Event:
-    """One event: what was published, by whom, when."""
-
-    __slots__ = ("data", "sender", "seq", "topic", "ts")
-
-    def __init__(self, header: Header, data: dict[str, Any]) -> None:
-        self.topic, self.sender, self.seq, self.ts, self.data = header.topic, header.sender, header.seq, header.ts, data
-
-
-class _Waiting:
-    """A call in flight: what has come so far."""
-
-    __slots__ = ("chunks", "error", "result", "seen")
-
-    def __init__(self) -> None:
-        self.chunks: deque[dict[str, Any]] = deque()
-        self.result: dict[str, Any] | None = None
-        self.error: OpError | None = None
-        self.seen = 0
-
-    @property
-    def done(self) -> bool:
-        return self.result is not None or self.error is not None
-
-
-class _Mailbox:
-    """A subscription's events that have not been read."""
-
-    __slots__ = ("events", "lost", "pattern")
-
-    def __init__(self, pattern: str) -> None:
-        self.pattern = pattern
-        self.events: deque[Event] = deque(maxlen=MAILBOX)
-        self.lost = False
 
 
 class Connection:
@@ -100,22 +69,30 @@ class Connection:
         address: path of the gate's unix socket; by default `LLMOS_BUS`, else the runtime directory's.
         token: proof of who this is; by default `LLMOS_TOKEN`, else the user's own token file.
         client: a name for logs.
+        key: of an app, in place of a token; by default the one that `LLMOS_APP_KEY` names, where no address and no token is given.
     """
 
-    def __init__(self, address: Path | None = None, token: str | None = None, client: str = "") -> None:
-        path = address or Path(os.environ.get("LLMOS_BUS") or paths.bus_socket(paths.runtime_dir()))
-        self._dealer = Dealer(path, self._take, self._lost)
+    def __init__(
+        self, address: Path | None = None, token: str | None = None, client: str = "", key: AppKey | None = None
+    ) -> None:
+        token = token or os.environ.get("LLMOS_TOKEN")
+        if key is None and address is None and not token:
+            key = AppKey.of_environment()
+        ours = key.path if key else Path(os.environ.get("LLMOS_BUS") or paths.bus_socket(paths.runtime_dir()))
+        self._dealer = Dealer(address or ours, self._take, self._lost, key)
         self._changed = self._dealer.changed
-        self._token = token or os.environ.get("LLMOS_TOKEN")
+        self._token = token
+        self._key = key
         self._client = client
         self._pid = os.getpid()
         self._greeting = threading.RLock()
         self._greeted = False
         self._last_id = 0
-        self._waiting: dict[int, _Waiting] = {}
+        self._waiting: dict[int, Waiting] = {}
         self._incoming: deque[Incoming] = deque()
         self._serving: dict[int, Incoming] = {}
-        self._mailboxes: list[_Mailbox] = []
+        self._mailboxes: list[Mailbox] = []
+        self._refusal: OpError | None = None
         self.badge = ""
         self.hello: dict[str, Any] = {}
         self.on_greeted: Callable[[], None] | None = None
@@ -136,7 +113,9 @@ class Connection:
 
     @property
     def token(self) -> str:
-        """What it proves itself with. Raises `Unreachable` when there is none to be found."""
+        """What it proves itself with, empty beside a key. Raises `Unreachable` when there is none to be found."""
+        if self._key is not None:
+            return ""
         if self._token:
             return self._token
         path = paths.token_file(self.path.parent.parent)
@@ -156,24 +135,41 @@ class Connection:
     # -- calling ---------------------------------------------------------------------------------------------------
 
     def call(
-        self, op: str, args: dict[str, Any] | None = None, *, timeout: float | None = None, parent: int = 0
+        self,
+        op: str,
+        args: dict[str, Any] | None = None,
+        *,
+        timeout: float | None = None,
+        parent: int = 0,
+        keep: bool = False,
+        cap: str = "",
     ) -> dict[str, Any]:
-        """The result of a call. `timeout` in seconds; None takes the op's own. Raises `OpError`, `Unreachable`."""
-        stream = self.stream(op, args, timeout=timeout, parent=parent)
-        for _ in stream:
-            pass
-        return stream.result
+        """The result of a call, or with `keep` the description of it as a value that stays with the kernel.
+
+        `timeout` in seconds; None takes the op's own. `cap` is the handle of the capability to use. Raises `OpError`, `Unreachable`.
+        """
+        return self.stream(op, args, timeout=timeout, parent=parent, keep=keep, cap=cap).finish()
 
     def stream(
-        self, op: str, args: dict[str, Any] | None = None, *, timeout: float | None = None, parent: int = 0
+        self,
+        op: str,
+        args: dict[str, Any] | None = None,
+        *,
+        timeout: float | None = None,
+        parent: int = 0,
+        keep: bool = False,
+        cap: str = "",
     ) -> Stream:
         """A call whose answer comes in chunks: iterate for the chunks, then read `result`."""
         self._greet()
-        return self._start(op, args or {}, timeout, parent)
+        return self._start(op, args or {}, timeout, Header(kind=Kind.CALL, parent=parent, keep=keep, cap=cap))
 
-    def subscribe(self, topic: str) -> Generator[Event, None, None]:
-        """Events of every topic that matches, for ever; it ends with `PEER_DIED` when the gate restarts, `CANCELLED` on close."""
-        mailbox = _Mailbox(topic)
+    def subscribe(self, topic: str, since: datetime | float | None = None) -> Generator[Event, None, None]:
+        """Events of every topic that matches, for ever; it ends with `PEER_DIED` when the gate restarts, `CANCELLED` on close.
+
+        With `since` (a time, or seconds since 1970) the stored events of durable topics from then on come first, each once.
+        """
+        mailbox = Mailbox(topic)
         self._greet()
         with self._changed:
             self._mailboxes.append(mailbox)
@@ -182,26 +178,46 @@ class Connection:
         except OpError:
             self._forget(mailbox)
             raise
-        return self._receive_events(number, mailbox)
+        return self._receive_events(number, mailbox, None if since is None else events.since_seconds(since))
 
-    def _receive_events(self, number: int, mailbox: _Mailbox) -> Generator[Event, None, None]:
-        events = mailbox.events
+    def _receive_events(self, number: int, mailbox: Mailbox, since: float | None) -> Generator[Event, None, None]:
+        last = 0
         try:
+            if since is not None:
+                for stored in self._replay(mailbox.pattern, since):
+                    mailbox.note(stored)
+                    last = stored.number
+                    yield stored
             while True:
-                self._dealer.wait(lambda: bool(events) or self._dealer.closed or mailbox.lost, None)
-                if events:
-                    yield events.popleft()
-                elif self._dealer.closed:
-                    return
+                self._dealer.wait(lambda: bool(mailbox.events or mailbox.error) or self._dealer.closed, None)
+                if mailbox.events:
+                    event = mailbox.take()
+                    if not 0 < event.number <= last:
+                        yield event
+                elif mailbox.error is not None:
+                    raise mailbox.error
                 else:
-                    raise OpError(Code.PEER_DIED, "the gate restarted; the subscription is gone", "subscribe again")
+                    return
         finally:
             self._forget(mailbox)
-            if not self._dealer.closed and not mailbox.lost:
+            if not self._dealer.closed and mailbox.error is None:
                 with contextlib.suppress(OpError):
                     self.call("bus.unsubscribe", {"subscription": number}, timeout=1)
 
-    def _forget(self, mailbox: _Mailbox) -> None:
+    def _replay(self, topic: str, since: float) -> Iterator[Event]:
+        """Stored events, oldest first, a page at a time, while the live ones gather in the mailbox."""
+        last, after = 0, 0
+        while True:
+            page = self.call("bus.replay", {"topic": topic, "since": since, "after": after}, timeout=REPLAY_S)
+            for event in events.of_page(page):
+                if event.number > last:
+                    last = event.number
+                    yield event
+            if page["next"] <= after:
+                return
+            after = page["next"]
+
+    def _forget(self, mailbox: Mailbox) -> None:
         with self._changed:
             if mailbox in self._mailboxes:
                 self._mailboxes.remove(mailbox)
@@ -221,29 +237,26 @@ class Connection:
                 return None
         return None
 
-    def _answer(self, number: int, ok: bool, body: bytes) -> None:
+    def _answer(self, number: int, ok: bool, body: bytes, label: list[str] | None = None) -> None:
         with self._changed:
             if self._serving.pop(number, None) is None:
                 return  # the gate restarted meanwhile, and whoever asked has been told
-        self._dealer.post([GREETING, pack_header(Header(kind=Kind.REPLY, id=number, ok=ok)), body])
+        self._dealer.post([GREETING, pack_header(Header(kind=Kind.REPLY, id=number, ok=ok, label=label or [])), body])
 
     # -- messages --------------------------------------------------------------------------------------------------
 
-    def _start(self, op: str, args: dict[str, Any], timeout: float | None, parent: int) -> Stream:
-        body = _pack_body(args)
+    def _start(self, op: str, args: dict[str, Any], timeout: float | None, header: Header) -> Stream:
+        body = pack_body(args)
         with self._changed:
             self._last_id += 1
             number = self._last_id
-            waiting = self._waiting[number] = _Waiting()
+            waiting = self._waiting[number] = Waiting()
         deadline_ms = 0 if timeout is None else max(1, int(timeout * 1000))
-        self._dealer.post(
-            [
-                GREETING,
-                pack_header(Header(kind=Kind.CALL, id=number, op=op, deadline_ms=deadline_ms, parent=parent)),
-                body,
-            ]
+        header = msgspec.structs.replace(header, id=number, op=op, deadline_ms=deadline_ms)
+        self._dealer.post([GREETING, pack_header(header), body])
+        return Stream(
+            self._dealer, number, waiting, None if timeout is None else time.monotonic() + timeout + GRACE_S, op
         )
-        return Stream(self, number, waiting, None if timeout is None else time.monotonic() + timeout + GRACE_S, op)
 
     def _greet(self) -> None:
         """Connect and say hello, unless that has been done. Raises `Unreachable`, `OpError(DENIED)`."""
@@ -256,11 +269,14 @@ class Connection:
                 raise OpError(Code.CANCELLED, "the connection is closed")
             if os.getpid() != self._pid:
                 raise OpError(Code.INVALID_ARGUMENT, "a connection does not survive fork; open one in the child")
+            self._refusal = None
             self._dealer.open()
             try:
-                hello = self._start("sys.hello", {"token": self.token, "client": self._client}, HELLO_S, 0)
-                self.hello = hello.finish()
+                said = {"token": self.token, "client": self._client}
+                self.hello = self._start("sys.hello", said, HELLO_S, Header(kind=Kind.CALL)).finish()
             except OpError as error:
+                if self._refusal is not None:
+                    raise self._refusal from None
                 if error.code in (Code.TIMEOUT, Code.PEER_DIED):
                     detail = f"the kernel at {self.path} does not answer"
                     raise Unreachable(detail, "see `llmosctl logs kernel`") from None
@@ -270,18 +286,43 @@ class Connection:
         if self.on_greeted is not None:
             self.on_greeted()
 
-    def _lost(self) -> None:
+    def _lost(self, loss: Loss) -> None:
         """The gate has gone, and with it all that was under way."""
-        self._greeted = False
-        self._incoming.clear()
-        for call in self._serving.values():
-            call.cancelled.set()
-        self._serving.clear()
-        for mailbox in self._mailboxes:
-            mailbox.lost = True
-        self._mailboxes.clear()
+        if loss is not Loss.GONE:
+            self._refusal = self._refused(loss)
         hint = "send it again; the system restarts its gate by itself"
-        self._fail_all(OpError(Code.PEER_DIED, "the gate went away", hint))
+        self._end(
+            OpError(Code.PEER_DIED, "the gate went away", hint),
+            OpError(Code.PEER_DIED, "the gate restarted; the subscription is gone", "subscribe again"),
+        )
+
+    def _refused(self, loss: Loss) -> OpError:
+        if self._key is None:
+            return Unreachable(
+                f"{self.path} went away, or is not for programs without a key", "see `llmosctl logs kernel`"
+            )
+        name = self._key.name
+        if loss is Loss.REFUSED:
+            detail, hint = f"the key of {name} opens nothing here", ""
+        else:
+            detail, hint = (
+                f"{self.path} does not know the key of {name}, or went away",
+                "try again; if that does not help, ",
+            )
+        return OpError(Code.DENIED, detail, hint + f"make a new key: `llmosctl app add {name} --allow CAPABILITY`")
+
+    def _end(self, error: OpError, ended: OpError) -> None:
+        """Nothing more comes on this connection: `error` for calls, `ended` for subscriptions; the next call opens another."""
+        with self._changed:
+            self._greeted = False
+            self._incoming.clear()
+            for call in self._serving.values():
+                call.cancelled.set()
+            self._serving.clear()
+            for mailbox in self._mailboxes:
+                mailbox.error = ended
+            self._mailboxes.clear()
+            self._fail_all(error)
 
     def _fail_all(self, error: OpError) -> None:
         with self._changed:
@@ -298,21 +339,24 @@ class Connection:
         match header.kind:
             case Kind.REPLY:
                 waiting = self._waiting.pop(header.id, None)
-                if waiting is not None:
-                    _finish(waiting, header.ok, frames[2])
+                if waiting is None:
+                    if header.id == 0 and not header.ok:
+                        self._about_all(OpError.from_wire(unpack_body(frames[2])))
+                else:
+                    waiting.finish(header, frames[2])
                     if waiting.error is not None and waiting.error.detail == NOT_GREETED:
                         self._greeted = False  # the gate has forgotten this connection: the next call opens another
             case Kind.CHUNK:
                 waiting = self._waiting.get(header.id)
                 if waiting is not None:
-                    waiting.chunks.append(_unpack_body(frames[2]))
+                    waiting.chunks.append(unpack_body(frames[2]))
             case Kind.EVENT:
-                event = Event(header, _unpack_body(frames[2]))
+                data = unpack_body(frames[2])
                 for mailbox in self._mailboxes:
-                    if topic_matches(mailbox.pattern, event.topic):
-                        mailbox.events.append(event)
+                    if topic_matches(mailbox.pattern, header.topic):
+                        mailbox.events.append(Event(header, data))
             case Kind.CALL:
-                call = Incoming(self, header, _unpack_body(frames[2]))
+                call = Incoming(self, header, unpack_body(frames[2]))
                 self._serving[header.id] = call
                 self._incoming.append(call)
             case Kind.CANCEL:
@@ -322,79 +366,7 @@ class Connection:
             case Kind.CREDIT:
                 pass  # the kernel grants no credit to a server yet: a driver's answer is one reply
 
-
-class Stream(Iterator[dict[str, Any]]):
-    """The chunks of one call. `result` is there after the last chunk; leaving early: `cancel`."""
-
-    def __init__(self, connection: Connection, number: int, waiting: _Waiting, limit: float | None, op: str) -> None:
-        self._connection = connection
-        self._number = number
-        self._waiting = waiting
-        self._limit = limit
-        self._op = op
-
-    def __next__(self) -> dict[str, Any]:
-        waiting = self._waiting
-        if not self._connection._dealer.wait(lambda: bool(waiting.chunks) or waiting.done, self._limit):  # noqa: SLF001
-            self.cancel()
-            raise OpError(Code.TIMEOUT, f"{self._op}: no answer in time")
-        if waiting.chunks:
-            waiting.seen += 1
-            if waiting.seen % (DEFAULT_CREDIT // 2) == 0:
-                self._tell(Header(kind=Kind.CREDIT, id=self._number, n=DEFAULT_CREDIT // 2))
-            return waiting.chunks.popleft()
-        if waiting.error is not None:
-            raise waiting.error
-        raise StopIteration
-
-    def finish(self) -> dict[str, Any]:
-        """Skip the chunks that are left and give the result. Raises `OpError`."""
-        for _ in self:
-            pass
-        return self.result
-
-    @property
-    def result(self) -> dict[str, Any]:
-        """The final reply's body. Raises the call's `OpError`."""
-        if self._waiting.error is not None:
-            raise self._waiting.error
-        if self._waiting.result is None:
-            raise OpError(Code.INVALID_ARGUMENT, f"{self._op} has not ended: read its chunks first")
-        return self._waiting.result
-
-    def cancel(self) -> None:
-        """Tell the kernel that the answer is not wanted any more."""
-        if not self._waiting.done:
-            self._tell(Header(kind=Kind.CANCEL, id=self._number))
-
-    def _tell(self, header: Header) -> None:
-        self._connection._dealer.post([GREETING, pack_header(header), _EMPTY])  # noqa: SLF001
-
-
-_EMPTY = wire.encode({})
-
-
-def _finish(waiting: _Waiting, ok: bool, body: bytes) -> None:
-    content = _unpack_body(body)
-    if ok:
-        waiting.result = content
-    else:
-        waiting.error = OpError.from_wire(content)
-
-
-def _unpack_body(body: bytes) -> dict[str, Any]:
-    try:
-        return wire.decode_map(body)
-    except wire.Malformed as error:
-        return {"code": "INTERNAL", "detail": f"a malformed body: {error}"}
-
-
-def _pack_body(body: dict[str, Any]) -> bytes:
-    try:
-        packed = wire.encode(body)
-    except wire.Malformed as error:
-        raise OpError(Code.INVALID_ARGUMENT, str(error)) from None
-    if len(packed) > wire.MAX_BODY:
-        detail = f"{len(packed)} bytes in one message, the limit is {wire.MAX_BODY}"
-        raise OpError(Code.TOO_LARGE, detail, "send it in parts, or put it into a file and send its path")
-    return packed
+    def _about_all(self, error: OpError) -> None:
+        """An error that answers no call is about the connection; only a `DENIED` one ends it."""
+        if error.code is Code.DENIED:
+            self._end(error, error)

@@ -6,6 +6,7 @@ So a single-threaded program pays no thread switch, and a program with many thre
 from __future__ import annotations
 
 import contextlib
+import enum
 import os
 import secrets
 import socket
@@ -18,7 +19,9 @@ from pathlib import Path
 from typing import Any
 
 import zmq
+from zmq.utils.monitor import parse_monitor_message
 
+from llmos.ipc.app_key import AppKey
 from llmos.ipc.errors import Code, OpError
 
 READ, WRITE, NOW = int(zmq.POLLIN), int(zmq.POLLOUT), int(zmq.NOBLOCK)  # pyzmq's flags are enums, and slow to combine
@@ -34,6 +37,22 @@ class Unreachable(OpError):
         super().__init__(Code.UNAVAILABLE, detail, hint)
 
 
+class Loss(enum.Enum):
+    """How a connection ended."""
+
+    GONE = "gone"
+    REFUSED = "refused"
+    """The gate does not take this key."""
+    NO_HANDSHAKE = "no_handshake"
+    """It ended before the two ends agreed on anything: the gate has another key, or died at that moment."""
+
+
+_LOSSES: dict[int, Loss] = {
+    zmq.EVENT_HANDSHAKE_FAILED_AUTH: Loss.REFUSED,
+    zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL: Loss.NO_HANDSHAKE,
+}
+
+
 class Dealer:
     """Thread-safe. State that `ready` conditions look at is changed under `changed` only.
 
@@ -41,10 +60,18 @@ class Dealer:
         path: of the gate's unix socket.
         receive: called with every message's frames, by the thread that runs the socket, holding `changed`.
         lost: called likewise when the gate has gone; `open` makes a new connection.
+        key: for the apps' gate.
     """
 
-    def __init__(self, path: Path, receive: Callable[[list[bytes]], None], lost: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        path: Path,
+        receive: Callable[[list[bytes]], None],
+        lost: Callable[[Loss], None],
+        key: AppKey | None = None,
+    ) -> None:
         self.path = path
+        self._key = key
         self.changed = threading.Condition()
         self.closed = False
         self._receive = receive
@@ -78,7 +105,11 @@ class Dealer:
             made.set(zmq.LINGER, 0)
             made.set(zmq.RECONNECT_IVL, -1)
             made.set(zmq.MAXMSGSIZE, MAX_FRAME)
-            self._monitor = made.get_monitor_socket(zmq.EVENT_DISCONNECTED | zmq.EVENT_HANDSHAKE_FAILED_AUTH)
+            if self._key is not None:
+                _use_key(made, self._key)
+            self._monitor = made.get_monitor_socket(
+                zmq.EVENT_DISCONNECTED | zmq.EVENT_HANDSHAKE_FAILED_AUTH | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
+            )
             made.connect(f"ipc://{self.path}")
             self._socket = made
 
@@ -116,10 +147,10 @@ class Dealer:
             return True
         if not int(self._monitor.get(zmq.EVENTS)) & READ:
             return False
-        self._monitor.recv_multipart(NOW)  # only losses are asked for, so what it says is known
+        event = parse_monitor_message(self._monitor.recv_multipart(NOW))["event"]
         with self.changed:
             self._outbox.clear()
-            self._on_lost()
+            self._on_lost(_LOSSES.get(event, Loss.GONE))
             self.changed.notify_all()
         return True
 
@@ -187,3 +218,17 @@ class Dealer:
         if self._monitor is not None:
             self._monitor.close(linger=0)
         self._socket = self._monitor = None
+
+
+def _use_key(made: zmq.Socket[bytes], key: AppKey) -> None:
+    try:
+        made.set(zmq.CURVE_SERVERKEY, key.server_key.encode())
+        made.set(zmq.CURVE_PUBLICKEY, key.public.encode())
+        made.set(zmq.CURVE_SECRETKEY, key.secret.encode())
+    except zmq.ZMQError:
+        made.close(linger=0)
+        raise OpError(
+            Code.INVALID_ARGUMENT,
+            f"what the key file of {key.name} holds are no CURVE keys",
+            f"make new ones: `llmosctl app add {key.name} --allow CAPABILITY`",
+        ) from None

@@ -32,6 +32,11 @@ def runtime_dir() -> Path:
     return platformdirs.user_runtime_path("llmos")
 
 
+def apps_socket(runtime: Path) -> Path:
+    """Where programs from outside connect, each with a key of its own."""
+    return bus_socket(runtime).with_name("apps")
+
+
 def bus_socket(runtime: Path) -> Path:
     """The gate's socket for processes and people of this machine, in a directory that jails can see."""
     return runtime / "bus" / "gate"

@@ -257,7 +257,10 @@ class Exit(Syscall, frozen=True):
 
 
 class Publish(Syscall, frozen=True):
-    """Sends an event to everyone who subscribed. → `{receivers}`, how many mailboxes it went to."""
+    """Sends an event to everyone who subscribed. → `{receivers}`, how many mailboxes it went to.
+
+    Errors, of durable topics: `TOO_LARGE`, `BUSY` (too many topics are stored), `UNAVAILABLE` (it could not be stored: nobody got it).
+    """
 
     OP = "bus.publish"
     RIGHT = "bus.publish"
@@ -270,7 +273,8 @@ class Subscribe(Syscall, frozen=True):
     """Events of every topic that matches, from now on. → `{subscription}`
 
     A pattern is a topic, in which `*` stands for one level, or at its end for all the rest: `mail.*`. The topics that the
-    system itself publishes are in `TOPICS`.
+    system itself publishes are in `TOPICS`. Of topics that keep their last event that comes at once.
+    Errors: `BUSY` (too many, of this connection or this holder).
     """
 
     OP = "bus.subscribe"
@@ -730,6 +734,8 @@ TOPICS = {
 }
 
 _Call = TypeVar("_Call", bound=Syscall)
+_MAP16, _FIXMAP = 0xDE, 0x80
+"""First bytes of a msgpack map: followed by a 16-bit count, or with the count in it."""
 
 
 def parse(call: type[_Call], args: dict[str, Any]) -> _Call:
@@ -750,7 +756,10 @@ def parse_header(raw: dict[str, Any]) -> Header:
 
 def pack_header(header: Header) -> bytes:
     """The second frame."""
-    return msgspec.msgpack.encode(header)
+    packed = msgspec.msgpack.encode(header)
+    if packed[0] == _MAP16 and packed[2] < 16 and not packed[1]:  # the encoder reserves room for every field there is
+        return bytes((_FIXMAP | packed[2],)) + packed[3:]
+    return packed
 
 
 def topic_matches(pattern: str, topic: str) -> bool:

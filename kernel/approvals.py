@@ -206,7 +206,6 @@ class Approvals:
         self._rules: dict[str, Rule] = {}
         for row in store.load():
             self._load(row)
-        self.expire()
 
     def __iter__(self) -> Iterator[Approval]:
         """Oldest first."""

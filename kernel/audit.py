@@ -160,6 +160,7 @@ class Audit:
             raise OpError(Code.UNAVAILABLE, f"the audit log {path}: {error}", hint) from None
         self._first = hashlib.sha256(self._secret).digest()
         self.head = self._resume()
+        self._anchored = self.head
 
     def append(
         self,
@@ -213,6 +214,7 @@ class Audit:
         self.head = Head(seq, made)
         if sync:
             self._heads.set_audit_head(seq, made)
+            self._anchored = self.head
         return seq
 
     def digest(self, args: bytes) -> bytes:
@@ -224,6 +226,12 @@ class Audit:
         if self._heads.audit_head() != self.head:
             self._db.execute("pragma wal_checkpoint(passive)").fetchone()
             self._heads.set_audit_head(*self.head)
+        self._anchored = self.head
+
+    @property
+    def unanchored(self) -> bool:
+        """Whether rows have come since the head was last kept."""
+        return self._anchored is not self.head
 
     def close(self) -> None:
         self.anchor()
@@ -239,6 +247,11 @@ class Audit:
             (holder, holder, kind, kind, since, last),
         )
         return [Row(*row) for row in found][::-1]
+
+    def page(self, after: int, limit: int) -> list[Row]:
+        """Those that follow row `after`, oldest first."""
+        found = self._db.execute(f"select {_COLUMNS} from log where seq > ? order by seq limit ?", (after, limit))  # noqa: S608
+        return [Row(*row) for row in found]
 
     def export(self) -> Iterator[str]:
         """Every row as a line of JSON, oldest first; at the end the head, which can be noted elsewhere."""

@@ -11,26 +11,39 @@ from llmos.ipc import wire
 from llmos.ipc.errors import Code, OpError
 from llmos.ipc.protocol import Header, Kind, pack_header
 from llmos.kernel import params
+from llmos.kernel.capability import Capability
+from llmos.kernel.labels import BOTTOM, Label, Source
 from llmos.kernel.loop import Loop, Timer
 
 EMPTY = wire.encode({})
+KERNEL = 0
+"""The connection of calls that the kernel makes itself."""
 
 Send = Callable[[int, bytes, bytes], None]
 """conn, header, body → the gate."""
 
 
+class Deliver(Protocol):
+    """What becomes of an answer before its caller gets it: (ok, body, label). Raises `OpError` when it must not get it."""
+
+    def __call__(
+        self, call: Call, ok: bool, body: bytes, label: Label, source: Source | None
+    ) -> tuple[bool, bytes, Label]: ...
+
+
 class Server(Protocol):
     """Where a call is being served: a process's connection, or an app's."""
 
-    conn: int
+    @property
+    def conn(self) -> int: ...
 
 
 class Call:
     """One call: who asked, who serves it, how long it may take, and the stream of its answer."""
 
     __slots__ = (
-        "_backlog", "_backlog_bytes", "_calls", "_credit", "_seq", "caller_id", "children", "conn", "done", "holder", "id",
-        "on_drained", "on_end", "op", "parent", "server", "started", "timer",
+        "_backlog", "_backlog_bytes", "_calls", "_credit", "_seq", "caller_id", "cap", "children", "conn", "done", "holder", "id",
+        "keep", "label", "on_drained", "on_end", "on_result", "op", "parent", "server", "started", "timer",
     )  # fmt: skip
 
     def __init__(self, calls: Calls, id: int, conn: int, holder: str, header: Header) -> None:  # noqa: A002
@@ -41,6 +54,12 @@ class Call:
         self.caller_id = header.id
         self.holder = holder
         self.op = header.op
+        self.keep = header.keep
+        """Whether the answer stays with the kernel as a value."""
+        self.label = BOTTOM
+        """Of the call with all its arguments, and of what came to its caller while it was serving it."""
+        self.cap: Capability | None = None
+        """What allowed it; tokens and bytes are charged to it."""
         self.started = calls.loop.clock()
         self.server: Server | None = None
         self.parent: Call | None = None
@@ -51,9 +70,11 @@ class Call:
         """Called once when it ends for any reason: gives back what was taken for it."""
         self.on_drained: Callable[[], None] | None = None
         """Called when the reader has taken everything that was sent."""
+        self.on_result: Callable[[bool, bytes], None] | None = None
+        """Given the answer, in a call that the kernel made itself."""
         self._credit = header.credit
         self._seq = 0
-        self._backlog: deque[bytes] = deque()
+        self._backlog: deque[tuple[bytes, Label]] = deque()
         self._backlog_bytes = 0
 
     @property
@@ -61,8 +82,13 @@ class Call:
         """Whether its reader has chunks waiting that it gave no credit for."""
         return bool(self._backlog)
 
-    def reply(self, result: dict[str, Any]) -> None:
-        """The final answer; one too large becomes `TOO_LARGE`. Does nothing when the call has ended."""
+    def reply(self, result: dict[str, Any], label: Label = BOTTOM, source: Source | None = None) -> None:
+        """The final answer; one too large becomes `TOO_LARGE`. Does nothing when the call has ended.
+
+        Args:
+            label: of what is in it.
+            source: where that came from; None for the kernel itself.
+        """
         body = wire.encode(result)
         if len(body) > wire.MAX_BODY:
             self.fail(
@@ -73,21 +99,29 @@ class Call:
                 )
             )
         else:
-            self._calls.end(self, True, body)
+            self._calls.end(self, True, body, label, source)
 
-    def fail(self, error: OpError) -> None:
+    def fail(self, error: OpError, label: Label = BOTTOM, source: Source | None = None) -> None:
         """The final answer, as an error. Does nothing when the call has ended."""
-        self._calls.end(self, False, wire.encode(error.to_wire()))
+        self._calls.end(self, False, wire.encode(error.to_wire()), label, source)
 
-    def chunk(self, data: dict[str, Any]) -> None:
-        """A part of the answer. Beyond the reader's credit it waits here; beyond `STREAM_BYTES` the call ends with `BUSY`."""
-        if self.done:
+    def chunk(self, data: dict[str, Any], label: Label = BOTTOM, source: Source | None = None) -> None:
+        """A part of the answer. Beyond the reader's credit it waits here; beyond `STREAM_BYTES` the call ends with `BUSY`.
+
+        Of an answer that is kept nothing is sent before its end.
+        """
+        if self.done or self.keep:
             return
         body = wire.encode(data)
         if len(body) > wire.MAX_BODY:
             self.fail(OpError(Code.TOO_LARGE, f"{self.op}: a chunk of {len(body)} bytes"))
             return
-        self._backlog.append(body)
+        try:
+            _, body, label = self._calls.deliver(self, True, body, label, source)
+        except OpError as error:
+            self.fail(error)
+            return
+        self._backlog.append((body, label))
         self._backlog_bytes += len(body)
         self._pump()
         if self._backlog_bytes > params.STREAM_BYTES:
@@ -108,10 +142,11 @@ class Call:
 
     def _pump(self) -> None:
         while self._backlog and self._credit > 0:
-            body = self._backlog.popleft()
+            body, label = self._backlog.popleft()
             self._backlog_bytes -= len(body)
             self._credit -= 1
-            self._calls.send(self.conn, pack_header(Header(kind=Kind.CHUNK, id=self.caller_id, seq=self._seq)), body)
+            header = Header(kind=Kind.CHUNK, id=self.caller_id, seq=self._seq, label=label.to_wire())
+            self._calls.send(self.conn, pack_header(header), body)
             self._seq += 1
         if not self._backlog and self.on_drained is not None:
             drained, self.on_drained = self.on_drained, None
@@ -124,11 +159,13 @@ class Calls:
     Args:
         send: to a connection.
         finished: told of every call that ended, with the error's code or None; for the log.
+        deliver: what becomes of an answer before its caller gets it.
     """
 
-    def __init__(self, loop: Loop, send: Send, finished: Callable[[Call, str | None], None]) -> None:
+    def __init__(self, loop: Loop, send: Send, finished: Callable[[Call, str | None], None], deliver: Deliver) -> None:
         self.loop = loop
         self.send = send
+        self.deliver = deliver
         self._finished = finished
         self._by_id: dict[int, Call] = {}
         self._by_caller: dict[int, dict[int, Call]] = {}
@@ -154,11 +191,16 @@ class Calls:
         self._by_id[call.id] = call
         return call
 
-    def expire(self, call: Call, seconds: float) -> None:
-        """End it with `TIMEOUT` unless it has ended by then."""
-        call.timer = self.loop.later(
-            seconds, lambda: self.cancel(call, OpError(Code.TIMEOUT, f"{call.op}: no answer within {seconds:g} s"))
-        )
+    def expire(self, call: Call, seconds: float, error: Callable[[], OpError] | None = None) -> None:
+        """End it with `error`, or `TIMEOUT`, unless it has ended by then. In place of what was said before."""
+        if call.timer is not None:
+            call.timer.cancel()
+
+        def late() -> None:
+            late_error = OpError(Code.TIMEOUT, f"{call.op}: no answer within {seconds:g} s")
+            self.cancel(call, error() if error is not None else late_error)
+
+        call.timer = self.loop.later(seconds, late)
 
     def adopt(self, call: Call, conn: int, parent_id: int) -> None:
         """Make it a part of the call that its caller is serving, so that it ends no later than that one."""
@@ -176,21 +218,10 @@ class Calls:
         """How many calls a connection is serving."""
         return len(self._by_server.get(conn, ()))
 
-    def answered(self, conn: int, id: int, ok: bool, body: bytes) -> None:  # noqa: A002
-        """A server's reply; one for a call that is not its own, or that has ended, goes nowhere."""
+    def served_by(self, conn: int, id: int) -> Call | None:  # noqa: A002
+        """The call of this number, if it is this connection that serves it and it has not ended."""
         call = self._by_id.get(id)
-        if call is None or call.server is None or call.server.conn != conn:
-            return
-        try:
-            wire.decode_map(body)
-        except wire.Malformed as error:  # its caller's decoder would refuse it too
-            call.fail(
-                OpError(
-                    Code.INTERNAL, f"{call.op}: the answer is malformed: {error}", "report it to the driver's author"
-                )
-            )
-        else:
-            self.end(call, ok, body)
+        return call if call is not None and call.server is not None and call.server.conn == conn else None
 
     def credit(self, conn: int, caller_id: int, n: int) -> None:
         call = self._by_caller.get(conn, {}).get(caller_id)
@@ -209,6 +240,12 @@ class Calls:
             self.send(call.server.conn, pack_header(Header(kind=Kind.CANCEL, id=call.id)), EMPTY)
         call.fail(error)
 
+    def revoked(self, caps: set[str]) -> None:
+        """What these capabilities allowed ends with them."""
+        for call in list(self._by_id.values()) if caps else ():
+            if call.cap is not None and call.cap.id in caps:
+                self.cancel(call, OpError(Code.REVOKED, f"{call.op}: the capability {call.cap.right} was taken back"))
+
     def connection_gone(self, conn: int, why: str) -> None:
         """Whoever asked on it has nobody to answer to; whatever it served fails with `PEER_DIED`."""
         for call in list(self._by_caller.pop(conn, {}).values()):
@@ -216,12 +253,16 @@ class Calls:
         for call in list(self._by_server.pop(conn, ())):
             call.fail(OpError(Code.PEER_DIED, f"{call.op}: {why}", "send it again: it comes back by itself"))
 
-    def end(self, call: Call, ok: bool, body: bytes) -> None:
+    def end(self, call: Call, ok: bool, body: bytes, label: Label = BOTTOM, source: Source | None = None) -> None:
         """The one final reply."""
         if call.done:
             return
         call.flush()
         call.done = True
+        try:
+            ok, body, label = self.deliver(call, ok, body, label, source)
+        except OpError as error:
+            ok, body, label = False, wire.encode(error.to_wire()), BOTTOM
         self._by_id.pop(call.id, None)
         self._by_caller.get(call.conn, {}).pop(call.caller_id, None)
         if call.server is not None:
@@ -232,7 +273,11 @@ class Calls:
             call.parent.children.discard(call)
         for child in list(call.children):
             self.cancel(child, OpError(Code.CANCELLED, f"{child.op}: the call it was made for has ended"))
-        self.send(call.conn, pack_header(Header(kind=Kind.REPLY, id=call.caller_id, ok=ok)), body)
+        if call.on_result is not None:
+            call.on_result(ok, body)
+        else:
+            header = Header(kind=Kind.REPLY, id=call.caller_id, ok=ok, label=label.to_wire())
+            self.send(call.conn, pack_header(header), body)
         if call.on_end is not None:
             call.on_end()
         self._finished(call, None if ok else str(wire.decode_map(body).get("code", "INTERNAL")))

@@ -20,6 +20,7 @@ import heapq
 import itertools
 import math
 import secrets
+import shlex
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -134,14 +135,14 @@ class Table:
             raise OpError(
                 Code.DENIED,
                 f"{giver} cannot hand on {right}: it does not hold it",
-                f"llmosctl perm grant {_program(giver)} '{replace(right, grantable=True)}'",
+                _how_to_grant(giver, replace(right, grantable=True)),
             )
         giving = [cap for cap in covering if cap.right.grantable]
         if not giving:
             raise OpError(
                 Code.DENIED,
                 f"{giver} cannot hand on {right}: it holds {covering[0].right} for itself alone",
-                f"llmosctl perm grant {_program(giver)} '{replace(right, grantable=True)}'",
+                _how_to_grant(giver, replace(right, grantable=True)),
             )
         for cap in sorted(giving, key=lambda cap: cap.right.approval):
             if all(_movable(account, right, now) for account in cap.accounts):
@@ -181,12 +182,7 @@ class Table:
                 return cap
         if empty is not None:
             raise _used_up(holder, empty)
-        missing = Right(object_, verb, values, kinds=self._objects.get(object_, NO_KINDS))
-        raise OpError(
-            Code.DENIED,
-            f"{holder} may not: missing the capability {missing}",
-            f"llmosctl perm grant {_program(holder)} '{missing}'",
-        )
+        raise self._missing(holder, object_, verb, values)
 
     def charge(self, cap: Capability, *, bytes: int = 0, tokens: int = 0) -> None:  # noqa: A002
         """What a request that `cap` allowed has used, as soon as it is known.
@@ -211,10 +207,21 @@ class Table:
         now = self._now()
         return next((account.left(now) for account in cap.accounts if account.unit == unit), None)
 
-    def allowed(self, holder: str, object_: str, verb: str, values: Scope) -> bool:
-        """Whether a request of this kind could pass, whatever is left of quotas."""
+    def fitting(self, holder: str, object_: str, verb: str, values: Scope) -> Capability | None:
+        """The capability that would allow a request of this kind, whatever is left of quotas. Nothing is charged."""
         self._now()
-        return any(cap.right.admits(values) for cap in self._on(holder, object_, verb))
+        return next((cap for cap in self._on(holder, object_, verb) if cap.right.admits(values)), None)
+
+    def must_fit(self, holder: str, object_: str, verb: str, values: Scope) -> Capability:
+        """`fitting`. Raises `OpError(DENIED)` that names what is missing."""
+        cap = self.fitting(holder, object_, verb, values)
+        if cap is None:
+            raise self._missing(holder, object_, verb, values)
+        return cap
+
+    def allowed(self, holder: str, object_: str, verb: str, values: Scope) -> bool:
+        """`fitting` as a question."""
+        return self.fitting(holder, object_, verb, values) is not None
 
     def can(self, holder: str, object_: str, verb: str) -> bool:
         """Whether some request of this kind could pass."""
@@ -317,6 +324,11 @@ class Table:
     def _next_id(self) -> str:
         return f"c{next(self._ids)}"
 
+    def _missing(self, holder: str, object_: str, verb: str, values: Scope) -> OpError:
+        missing = Right(object_, verb, values, kinds=self._objects.get(object_, NO_KINDS))
+        detail = f"{holder} may not: missing the capability {missing}"
+        return OpError(Code.DENIED, detail, _how_to_grant(holder, missing))
+
     def _on(self, holder: str, object_: str, verb: str) -> tuple[Capability, ...]:
         fitting = self._fitting.setdefault(holder, {}) if holder in self._held else {}
         found = fitting.get((object_, verb))
@@ -341,7 +353,7 @@ class Table:
         asked_for = self._definite(right)
         ends = [end for end in (cap.right.expires, asked_for.expires) if end is not None]
         given = replace(
-            asked_for,
+            asked_for.lowered(cap.right),
             quota={**cap.right.quota, **right.quota},
             expires=min(ends, default=None),
             approval=max(cap.right.approval, right.approval),
@@ -439,6 +451,6 @@ def _used_up(holder: str, account: Account) -> OpError:
     )
 
 
-def _program(holder: str) -> str:
-    """Whom to grant it to: a process's rights are those of its program, the next time it runs."""
-    return holder.partition("#")[0]
+def _how_to_grant(holder: str, right: Right) -> str:
+    """The command; a process's rights are granted to its program. What is in it may come from anybody, so it is quoted."""
+    return f"llmosctl perm grant {holder.partition('#')[0]} {shlex.quote(str(right))}"

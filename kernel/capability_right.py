@@ -7,6 +7,8 @@
            | "for=" number ("s"|"m"|"h"|"d"|"w")                           ; from when it is given
            | "approval=" ("first" | "each")                                ; the user is asked, once or each time
            | "grantable=yes"                                               ; its holder may hand it on
+           | "integrity=trusted"                                           ; the ceiling: no untrusted data in what is asked under it,
+           | "clearance=" (tag | "none")                                   ; and of secrets only those of these tags; may be repeated
     bound  = text without , or "  |  '"' text with \\ before " and \\ '"'
 
 `fs.read+write(path=~/Documents)`, `mail.send(to=bob@example.com, calls=20/d, approval=each)`, `web.fetch(host=*.example.com, for=2h)`.
@@ -18,13 +20,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from enum import IntEnum
 
 from llmos.ipc.errors import Code, OpError
 from llmos.kernel.capability_quota import UNITS, Limit, format_duration, parse_duration
-from llmos.kernel.scope import NO_KINDS, KeyKinds, Kind, Scope, all_within, kind_of, normal_value
+from llmos.kernel.labels import ANY, Integrity, Label
+from llmos.kernel.scope import NO_KINDS, KeyKinds, Kind, Scope, all_within, kind_of, normal_value, without_stars
 
 NO_OBJECTS: Mapping[str, KeyKinds] = {}
 
@@ -56,6 +59,10 @@ class Right:
     """Seconds from when it is given; None in a capability, which has `expires`."""
     approval: Approval = Approval.NEVER
     grantable: bool = False
+    trusted_only: bool = False
+    """Whether a request under it may hold no untrusted data."""
+    clearance: frozenset[str] | None = None
+    """Tags of the secrets that a request under it may hold; None for any."""
     kinds: KeyKinds = field(default_factory=dict, repr=False)
     """Kinds of the scope's keys, as the object's driver declares them."""
     verbs: frozenset[str] = field(init=False, repr=False, compare=False)
@@ -86,12 +93,16 @@ class Right:
         declared = objects.get(match[1], NO_KINDS)
         scope: dict[str, tuple[str, ...]] = {}
         terms: dict[str, str] = {}
-        for key, sign, value in _terms(match[3] or "", text):
+        cleared: frozenset[str] | None = None
+        for key, sign, text_value in _terms(match[3] or "", text):
             ordered = key not in _TERMS and kind_of(key, declared).ordered
             if (sign == "<=") != ordered:
                 raise _wrong(f"{text!r}: {key}{sign} has no meaning; {key} takes {'<=' if ordered else '='}")
+            value = without_stars(text_value) if key == "path" else text_value
             if key not in _TERMS:
                 scope[key] = (*scope.get(key, ()), normal_value(key, value, home, declared))
+            elif key == "clearance":
+                cleared = (cleared or frozenset()) | (frozenset() if value == "none" else {value})
             elif key in terms:
                 raise _wrong(f"{text!r}: {key} stands in it twice", "give it once")
             else:
@@ -107,6 +118,8 @@ class Right:
             lifetime=parse_duration(terms["for"]) if "for" in terms else None,
             approval=Approval[_one_of(terms, "approval", ("never", "first", "each")).upper()],
             grantable=_one_of(terms, "grantable", ("no", "yes")) == "yes",
+            trusted_only=_one_of(terms, "integrity", ("any", "trusted")) == "trusted",
+            clearance=None if cleared is None or ANY in cleared else Label.make("trusted", cleared).tags,
             kinds=declared,
         )
 
@@ -125,6 +138,10 @@ class Right:
             terms.append(f"approval={self.approval.name.lower()}")
         if self.grantable:
             terms.append("grantable=yes")
+        if self.trusted_only:
+            terms.append("integrity=trusted")
+        if self.clearance is not None:
+            terms += [f"clearance={_quoted(tag)}" for tag in sorted(self.clearance)] or ["clearance=none"]
         return f"{self.object}.{self.verb}" + (f"({', '.join(terms)})" if terms else "")
 
     def does(self, verb: str) -> bool:
@@ -166,10 +183,27 @@ class Right:
             and (self.lifetime is None or (other.lifetime is not None and other.lifetime <= self.lifetime))
             and self.approval <= other.approval
             and (self.grantable or not other.grantable)
+            and (other.trusted_only or not self.trusted_only)
+            and (self.clearance is None or (other.clearance is not None and other.clearance <= self.clearance))
         )
 
+    @property
+    def ceiling(self) -> Label:
+        """The highest label that a request under it may have."""
+        return Label(
+            Integrity.TRUSTED if self.trusted_only else Integrity.UNTRUSTED,
+            frozenset({ANY}) if self.clearance is None else self.clearance,
+        )
 
-_TERMS = frozenset({*UNITS, "expires", "for", "approval", "grantable"})
+    def lowered(self, other: Right) -> Right:
+        """Itself under the lower of both ceilings."""
+        tags = other.clearance if self.clearance is None else self.clearance
+        if self.clearance is not None and other.clearance is not None:
+            tags = self.clearance & other.clearance
+        return replace(self, trusted_only=self.trusted_only or other.trusted_only, clearance=tags)
+
+
+_TERMS = frozenset({*UNITS, "expires", "for", "approval", "grantable", "integrity", "clearance"})
 """Keys that are not a scope's."""
 
 

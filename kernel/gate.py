@@ -1,29 +1,35 @@
-"""The gate: the one process that speaks ZeroMQ with everybody else. `python -m llmos.kernel.gate FD SOCKET`.
+"""The gates: the only processes that speak ZeroMQ with anybody else. `python -m llmos.kernel.gate FD SOCKET [--apps]`.
 
-It authenticates by the socket's own credentials (ZAP over `ipc://` gives the peer's uid and pid), binds each routing id to the
-process it first came from, bounds sizes and rates, and forwards; it decides nothing. It runs in a process of its own, with a
-limit on its memory, because a hostile ZMTP peer can make libzmq buffer whatever it likes: the limit makes libzmq drop that
-peer's connection, and if the gate dies all the same, the kernel starts another.
+A gate authenticates, binds each routing id to whom it first came from, bounds sizes and rates, and forwards; it decides
+nothing. It runs in a process of its own, with a limit on its memory, because a hostile ZMTP peer can make libzmq buffer
+whatever it likes: the limit makes libzmq drop that peer's connection, and if the gate dies all the same, the kernel starts another.
 
-Frames on the pipe (big-endian), to the kernel: `U` — up, the socket is bound; `S` conn uid pid — a new connection;
-`M` conn header-length header body; `G` conn — gone; `L` conn count — events lost because its mailbox is full. From the
-kernel: `M` likewise; `F` count conn… header-length header body — one event to many; `D` conn — drop.
+There is one for each class of peers. The ordinary one takes processes of its own user, by the socket's own credentials (ZAP over
+`ipc://` gives the peer's uid and pid). The apps' takes those of them that hold a CURVE key the kernel has allowed.
+
+Frames on the pipe (big-endian), to the kernel: `U` — up, the socket is bound; `P` public secret — a fresh CURVE key pair, after the
+ordinary gate's `U`, for the kernel to keep as the apps' gate's own; `S` conn uid pid — a new connection; `N` conn pid name — a new
+connection of an app; `M` conn header-length header body; `G` conn — gone; `L` conn count — events lost because its mailbox is full.
+From the kernel: `M` likewise; `F` count conn… header-length header body — one event to many; `D` conn — drop; to the apps' gate
+`A` key name — allow, `R` key — revoke, `K` secret — its own key, upon which it binds its socket. Keys are 40 characters of Z85.
 """
 
 from __future__ import annotations
 
 import os
+import select
 import socket
 import struct
 import sys
 import time
 from collections import OrderedDict
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import zmq
+from zmq.utils import z85
 
 from llmos.ipc import wire
 from llmos.ipc.errors import Code, OpError
@@ -35,7 +41,14 @@ SEEN = struct.Struct(">cIII")
 MESSAGE = struct.Struct(">cII")
 CONN = struct.Struct(">cI")
 LOST = struct.Struct(">cII")
-DOMAIN = "llmos"
+NAMED = struct.Struct(">cII")
+UNREAD = 4 << 20
+"""Bytes one process or app may leave unread, on all its connections together; what is more is treated like a full mailbox."""
+KEY = 40
+"""Characters of a CURVE key in Z85."""
+APPS_BASE = 1 << 31
+"""Connection numbers of the apps' gate are above it, so that the two never give out the same."""
+DOMAIN, APPS_DOMAIN = "llmos", "llmos-apps"
 # as plain numbers: pyzmq's flags are enums, whose arithmetic costs a tenth of a message's way through the gate
 READ, WRITE = int(zmq.POLLIN), int(zmq.POLLOUT)
 NOW, MORE = int(zmq.NOBLOCK), int(zmq.NOBLOCK | zmq.SNDMORE)
@@ -51,14 +64,35 @@ _TOO_LARGE = wire.encode(
     ).to_wire()
 )
 _BUSY = wire.encode(OpError(Code.BUSY, f"more than {params.GATE_RATE:.0f} messages a second", "slow down").to_wire())
+_REVOKED = wire.encode(
+    OpError(
+        Code.DENIED, "this key opens nothing any more", "the user took it back, or made a new one: `llmosctl app ls`"
+    ).to_wire()
+)
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
+class Owner:
+    """A process, or an app, whose connections share what one may have."""
+
+    name: str
+    routes: OrderedDict[bytes, None] = field(default_factory=OrderedDict)
+    unread: int = 0
+    """Bytes sent to its connections since each was last seen to have room."""
+    looked: float = 0.0
+
+
+@dataclass(slots=True, eq=False)
 class Peer:
     """One connection: its number on the pipe, who opened it, and how fast it may go."""
 
     number: int
     user_id: str
+    owner: Owner
+    fd: int = -1
+    """libzmq's own descriptor: only looked at, and only while `inode` says that it is still this connection's."""
+    inode: int = 0
+    unread: int = 0
     tokens: float = params.GATE_BURST
     refilled: float = 0.0
 
@@ -71,15 +105,36 @@ class Peer:
         self.tokens -= 1
         return True
 
+    def has_room(self) -> bool:
+        """Whether the operating system takes more for it now; libzmq then holds nothing back. Source: unix(7), poll(2)."""
+        if self.fd < 0:
+            return True
+        look = select.poll()
+        look.register(self.fd, select.POLLOUT)
+        return bool(look.poll(0))
+
+    def cut(self) -> None:
+        """End the connection itself, and with it what libzmq keeps for a peer that does not read."""
+        with suppress(OSError):
+            if self.fd >= 0 and os.fstat(self.fd).st_ino == self.inode:
+                with socket.socket(fileno=os.dup(self.fd)) as theirs:
+                    theirs.shutdown(socket.SHUT_RDWR)
+
 
 class Gate:
     """The two sockets, the pipe, and the table between routing ids and connection numbers."""
 
-    def __init__(self, pipe: FrameStream, path: str) -> None:
+    def __init__(self, pipe: FrameStream, path: str, *, apps: bool = False) -> None:
         self._pipe = pipe
+        self._path = path
+        self._apps = apps
+        self._domain = (APPS_DOMAIN if apps else DOMAIN).encode()
         self._peers: OrderedDict[bytes, Peer] = OrderedDict()
         self._routes: dict[int, bytes] = {}
-        self._count = 0
+        self._owners: dict[str, Owner] = {}
+        self._keys: dict[str, str] = {}
+        """Public key → app, of those that are let in."""
+        self._count = APPS_BASE if apps else 0
         context = zmq.Context()
         self._zap = context.socket(zmq.REP)
         self._zap.bind("inproc://zeromq.zap.01")
@@ -94,15 +149,23 @@ class Gate:
             (zmq.BACKLOG, 512),
         ):
             self._router.set(option, value)
-        self._router.set(zmq.ZAP_DOMAIN, DOMAIN.encode())
+        self._router.set(zmq.ZAP_DOMAIN, self._domain)
         self._router.set(zmq.ZAP_ENFORCE_DOMAIN, 1)
+
+    def _bind(self, secret: bytes = b"") -> None:
+        if secret:
+            self._router.set(zmq.CURVE_SERVER, 1)
+            self._router.set(zmq.CURVE_SECRETKEY, secret)
         with suppress(FileNotFoundError):
-            Path(path).unlink()
-        self._router.bind(f"ipc://{path}")
+            Path(self._path).unlink()
+        self._router.bind(f"ipc://{self._path}")
+        self._pipe.post(b"U")
 
     def run(self) -> None:
         """Until the kernel closes the pipe."""
-        self._pipe.post(b"U")
+        if not self._apps:
+            self._bind()
+            self._pipe.post(b"P" + b"".join(zmq.curve_keypair()))
         pipe = self._pipe.fileno()
         with suppress(PeerGone):
             while True:
@@ -124,15 +187,21 @@ class Gate:
     # -- peers -----------------------------------------------------------------------------------------------------
 
     def _authenticate(self) -> None:
-        """ZAP: only processes of our own user, by the credentials the operating system gives. Source: RFC 27/ZAP."""
-        version, request, domain, address, _identity, mechanism, *_ = self._zap.recv_multipart()
+        """ZAP: only processes of our own user, by what the operating system says; of apps only those with a key. Source: RFC 27/ZAP."""
+        version, request, domain, address, _identity, mechanism, *credentials = self._zap.recv_multipart()
         parts = address.decode("ascii", "replace").split(":")
-        known = version == b"1.0" and domain == DOMAIN.encode() and mechanism == b"NULL" and len(parts) == 4
-        ok = known and parts[1] == str(os.geteuid())
-        user = f"{parts[1]}:{parts[3]}".encode() if ok else b""
-        self._zap.send_multipart(
-            [version, request, b"200" if ok else b"400", b"" if ok else b"not this user", user, b""]
+        ours = version == b"1.0" and domain == self._domain and len(parts) == 4 and parts[1] == str(os.geteuid())
+        user = ""
+        if ours and not self._apps and mechanism == b"NULL":
+            user = f"{parts[1]}:{parts[3]}"
+        elif ours and self._apps and mechanism == b"CURVE" and len(credentials) == 1 and len(credentials[0]) == 32:
+            key = z85.encode(credentials[0]).decode("ascii")
+            if key in self._keys:
+                user = f"{key} {parts[3]}"
+        status, text = (
+            (b"200", b"") if user else (b"400", b"this key opens nothing" if self._apps else b"not this user")
         )
+        self._zap.send_multipart([version, request, status, text, user.encode(), b""])
 
     def _from_peers(self) -> None:
         for _ in range(100):  # then look at the kernel's side again
@@ -149,12 +218,16 @@ class Gate:
         except zmq.ZMQError:
             return
         peer = self._peers.get(route)
-        if peer is not None:
-            self._peers.move_to_end(route)
         if peer is None or peer.user_id != user_id:
-            if peer is not None:  # another process reuses a routing id: the first one's connection is over
+            if peer is not None:  # another reuses a routing id: the first one's connection is over
                 self._forget(route, tell=True)
-            peer = self._admit(route, user_id)
+            if self._apps and user_id.partition(" ")[0] not in self._keys:
+                self._refuse(route, _REVOKED, frames[2].bytes if len(frames) > 2 else b"")
+                return
+            peer = self._admit(route, user_id, frames[0])
+        else:
+            self._peers.move_to_end(route)
+            peer.owner.routes.move_to_end(route)
         if len(frames) != 4 or frames[1].bytes != GREETING:
             self._refuse(route, _VERSION, frames[2].bytes if len(frames) > 2 else b"")
         elif len(frames[2].buffer) > wire.MAX_BODY or len(frames[3].buffer) > wire.MAX_BODY:
@@ -165,23 +238,36 @@ class Gate:
             header = frames[2].bytes
             self._pipe.post(MESSAGE.pack(b"M", peer.number, len(header)) + header + frames[3].bytes)
 
-    def _admit(self, route: bytes, user_id: str) -> Peer:
-        same = [other for other, peer in self._peers.items() if peer.user_id == user_id]
-        if len(same) >= params.GATE_PEERS_PER_PROCESS:
-            self._forget(same[0], tell=True)
+    def _admit(self, route: bytes, user_id: str, frame: zmq.Frame) -> Peer:
+        first, _, pid = user_id.partition(" " if self._apps else ":")
+        name = self._keys[first] if self._apps else user_id
+        owner = self._owners.get(name)
+        if owner is not None and len(owner.routes) >= params.GATE_PEERS_PER_PROCESS:
+            self._forget(next(iter(owner.routes)), tell=True)
         elif len(self._peers) >= params.GATE_PEERS:
             self._forget(next(iter(self._peers)), tell=True)
+        owner = self._owners.setdefault(name, Owner(name))
         self._count += 1
-        peer = Peer(self._count, user_id, refilled=time.monotonic())
+        peer = Peer(self._count, user_id, owner, refilled=time.monotonic())
+        with suppress(zmq.ZMQError, OSError, ValueError):
+            fd = int(frame.get("__fd"))
+            peer.fd, peer.inode = fd, os.fstat(fd).st_ino
         self._peers[route] = peer
         self._routes[peer.number] = route
-        uid, _, pid = user_id.partition(":")
-        self._pipe.post(SEEN.pack(b"S", peer.number, int(uid), int(pid)))
+        owner.routes[route] = None
+        if self._apps:
+            self._pipe.post(NAMED.pack(b"N", peer.number, int(pid)) + name.encode())
+        else:
+            self._pipe.post(SEEN.pack(b"S", peer.number, int(first), int(pid)))
         return peer
 
     def _forget(self, route: bytes, *, tell: bool) -> None:
         peer = self._peers.pop(route)
         self._routes.pop(peer.number, None)
+        peer.owner.unread -= peer.unread
+        peer.owner.routes.pop(route)
+        if not peer.owner.routes:
+            self._owners.pop(peer.owner.name, None)
         if tell:
             self._pipe.post(CONN.pack(b"G", peer.number))
 
@@ -216,17 +302,57 @@ class Gate:
                 route = self._routes.get(number)
                 if route is not None:
                     self._forget(route, tell=False)
+            elif kind == b"A":
+                self._allow(frame[1 : 1 + KEY].decode("ascii"), frame[1 + KEY :].decode())
+            elif kind == b"R":
+                self._revoke(frame[1 : 1 + KEY].decode("ascii"))
+            elif kind == b"K":
+                self._bind(frame[1 : 1 + KEY])
+
+    def _allow(self, key: str, name: str) -> None:
+        if self._keys.get(key, name) != name:
+            self._revoke(key)
+        self._keys[key] = name
+
+    def _revoke(self, key: str) -> None:
+        """Its connections end now: each is told so, in a reply to no call in particular."""
+        self._keys.pop(key, None)
+        for route, peer in list(self._peers.items()):
+            if peer.user_id.partition(" ")[0] == key:
+                self._refuse(route, _REVOKED, b"")
+                if route in self._peers:
+                    self._forget(route, tell=True)
 
     def _deliver(self, number: int, header: bytes, body: bytes, *, event: bool = False) -> None:
         """To a peer's bounded mailbox. One that is full loses an event; it loses its connection rather than an answer."""
         route = self._routes.get(number)
         if route is None:
             return
-        if not self._send(route, [GREETING, header, body]):
-            if event:
-                self._pipe.post(LOST.pack(b"L", number, 1))
-            else:
-                self._forget(route, tell=True)
+        peer, size = self._peers[route], len(header) + len(body)
+        if self._may_take(peer, size) and self._send(route, [GREETING, header, body]):
+            if number in self._routes:
+                peer.unread += size
+                peer.owner.unread += size
+        elif event:
+            self._pipe.post(LOST.pack(b"L", number, 1))
+        else:
+            self._forget(route, tell=True)
+            peer.cut()
+
+    def _may_take(self, peer: Peer, size: int) -> bool:
+        """Whether `size` more bytes are within what its owner may leave unread; libzmq bounds messages alone, and each may be large."""
+        owner = peer.owner
+        if owner.unread + size <= UNREAD:
+            return True
+        now = time.monotonic()
+        others = now - owner.looked > 0.01  # at 64 connections each look at all of them costs what forty messages do
+        for one in map(self._peers.__getitem__, owner.routes) if others else (peer,):
+            if one.unread and one.has_room():
+                owner.unread -= one.unread
+                one.unread = 0
+        if others:
+            owner.looked = now
+        return owner.unread + size <= UNREAD or not peer.unread
 
     def _send(self, route: bytes, frames: list[bytes]) -> bool:
         try:
@@ -247,7 +373,7 @@ class Gate:
 def main() -> None:
     """Serve on the inherited descriptor until the kernel goes."""
     fd, path = int(sys.argv[1]), sys.argv[2]
-    Gate(FrameStream(socket.socket(fileno=fd)), path).run()
+    Gate(FrameStream(socket.socket(fileno=fd)), path, apps="--apps" in sys.argv[3:]).run()
 
 
 if __name__ == "__main__":

@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import msgspec
+
 from llmos.ipc.errors import Code, OpError
 from llmos.kernel.capability_quota import Spending
 
@@ -30,6 +32,7 @@ create table spending (
     spent integer not null, moved integer not null, primary key (id, unit)
 ) strict;
 create table audit_head (one integer primary key check (one = 1), seq integer not null, hash blob not null) strict;
+create table kept (part text not null, id text not null, row blob not null, primary key (part, id)) strict;
 """,
 )
 """What leads from each version of the file to the next; never changed, only added to."""
@@ -158,3 +161,26 @@ class Journal:
             raise OpError(Code.UNAVAILABLE, f"the journal {path} was written by a newer version of llmos", hint)
         for number, step in enumerate(_STEPS[version:], start=version + 1):
             self._db.executescript(f"begin; {step} pragma user_version = {number}; commit;")
+
+
+class Kept:
+    """Rows of one part of the kernel, each a map of what msgpack knows with an `id`; on disk when `save` returns."""
+
+    def __init__(self, journal: Journal, part: str) -> None:
+        self._journal = journal
+        self._part = part
+
+    def save(self, row: dict[str, Any]) -> None:
+        """In place of what has the same id."""
+        self._journal.write(
+            "insert into kept values (?, ?, ?) on conflict do update set row = excluded.row",
+            (self._part, row["id"], msgspec.msgpack.encode(row)),
+        )
+
+    def delete(self, id: str) -> None:  # noqa: A002
+        self._journal.write("delete from kept where part = ? and id = ?", (self._part, id))
+
+    def load(self) -> Iterator[dict[str, Any]]:
+        """In the order they were first saved."""
+        for (row,) in self._journal.read("select row from kept where part = ? order by rowid", (self._part,)):
+            yield msgspec.msgpack.decode(row)

@@ -8,39 +8,49 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
-import socket
-import struct
-from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import structlog
 
-from llmos.ipc import manifest as manifests
 from llmos.ipc import paths, protocol, wire
 from llmos.ipc.errors import Code, OpError
 from llmos.ipc.protocol import Header, pack_header, parse_header
 from llmos.ipc.protocol import Kind as Message
-from llmos.kernel import gate, jail, launch, params, syscalls
+from llmos.kernel import gate, gates, jail, launch, params, syscalls
+from llmos.kernel import syscalls_authority as _more  # noqa: F401  (registers its handlers)
+from llmos.kernel.agents import Agents
+from llmos.kernel.approvals import Approval
+from llmos.kernel.apps import Apps
+from llmos.kernel.apps import holder as app_holder
+from llmos.kernel.asking import Asking
+from llmos.kernel.audit import Audit
+from llmos.kernel.authority import Authority
 from llmos.kernel.bus import Bus
 from llmos.kernel.calls import Call, Calls
-from llmos.kernel.capability import USER, Capability, Right, Table, normal_value
+from llmos.kernel.capability import USER, Capability, Right
+from llmos.kernel.events import Events
+from llmos.kernel.forward import NOTHING, Forwarder
 from llmos.kernel.inference import Model
 from llmos.kernel.journal import Journal
+from llmos.kernel.labels import BOTTOM, Label, Source
 from llmos.kernel.launch import Places
-from llmos.kernel.link import Link
 from llmos.kernel.loop import Loop, Timer
 from llmos.kernel.process import Kind, LogRing, Process, ProcessTable, State, now
 from llmos.kernel.programs import Programs
 from llmos.kernel.supervisor import Command, Supervisor
+from llmos.kernel.values import REFERENCE
 
 log = structlog.get_logger()
+
+_ONE_WAY = frozenset((Message.REPLY, Message.CHUNK, Message.CREDIT, Message.CANCEL))
+_REFERENCE = REFERENCE.encode()
 
 
 @dataclass(eq=False)
 class Peer:
-    """A connection that the gate knows, and whose it is once it has said hello."""
+    """A connection that a gate knows, and whose it is once it has said hello, or by its key."""
 
     conn: int
     os_pid: int
@@ -51,51 +61,72 @@ class Peer:
     """pidfd of a person's program, so that its end ends its calls."""
 
 
-_ONE_WAY = frozenset((Message.REPLY, Message.CHUNK, Message.CREDIT, Message.CANCEL))
-
-
 @dataclass(frozen=True)
-class Function:
-    """What a running program lends: `app.NAME`."""
+class Stores:
+    """What outlives the kernel, open."""
 
-    conn: int
-    holder: str
-    op: manifests.Op
+    journal: Journal
+    audit: Audit
+    events: Events
 
 
 class Kernel:
     """All state of a running system. Made by `main.boot`; everything happens in the loop's callbacks."""
 
-    def __init__(self, loop: Loop, places: Places, journal: Journal, report: jail.Report, log_ring: LogRing) -> None:
+    def __init__(
+        self,
+        loop: Loop,
+        places: Places,
+        stores: Stores,
+        report: jail.Report,
+        log_ring: LogRing,
+        *,
+        headless: bool = False,
+    ) -> None:
         self.loop = loop
         self.places = places
-        self.journal = journal
+        self.journal = stores.journal
+        self.events = stores.events
         self.report = report
         self.log_ring = log_ring
         self.booted = loop.clock()
         self.ready_s = 0.0
         self.on_ready: Callable[[], None] = lambda: None
-        self.caps = Table()
-        self.bus = Bus()
         self.programs = Programs()
         self.processes = ProcessTable()
-        self.calls = Calls(loop, self._send, self._finished)
-        self.model = Model(loop, places.models, self._model_changed)
+        self.bus = Bus()
+        self.apps = Apps(stores.journal)
+        self.authority = Authority(
+            now,
+            str(places.home),
+            self.programs.scope_kinds,
+            stores.journal,
+            stores.audit,
+            self._approval_changed,
+            headless=headless,
+        )
+        self.caps = self.authority.caps
+        self.gates = gates.Gates(loop, self._from_gate)
+        self.calls = Calls(loop, self.gates.message, self._finished, self._deliver)
+        self.asking = Asking(self.calls, self.authority)
+        self.forwarder = Forwarder(
+            self.calls, self.authority, self.asking, self.programs, self.processes, self.gates.message
+        )
+        self.model = Model(loop, places.models, self._model_changed, self.authority)
         self.supervisor = Supervisor(loop, report, self._command, self._process_ended)
-        self.functions: dict[str, Function] = {}
-        self.waiters: dict[int, Call] = {}
-        """Agent's pid → the call that waits for its result."""
-        self.ended_logs: OrderedDict[str, LogRing] = OrderedDict()
-        """What agents that ended last wrote to stderr, by name."""
+        self.agents = Agents(
+            self.authority, self.programs, self.processes, self.supervisor, str(places.home), self.revoked
+        )
         self.dropped: dict[int, int] = {}
         """Connection → events it lost because it did not read."""
-        self._peers: dict[int, Peer] = {}
-        self._queues: dict[int, list[tuple[Call, Header, dict[str, Any]]]] = {}
-        """Driver's pid → calls that wait until it is ready."""
-        self._gate: Link | None = None
-        self._gate_process: Process | None = None
+        self.peers: dict[int, Peer] = {}
         self._core_process: Process | None = None
         self._core_start: Timer | None = None
+        self._clock_timer: Timer | None = None
+        self._clock_due = float("inf")
+        self._anchor: Timer | None = None
+        self._apps_up: list[Callable[[], None]] = []
+        """What waits for the apps' gate to listen."""
         self.user_token = secrets.token_hex(16)
         self.stopping = False
         self.failed: OpError | None = None
@@ -103,9 +134,22 @@ class Kernel:
 
     # -- boot and shutdown -----------------------------------------------------------------------------------------
 
-    def start_gate(self) -> None:
-        self._gate_process = self.processes.add(Kind.GATE, "gate")
-        self.supervisor.start(self._gate_process)
+    def start_gates(self) -> None:
+        """The apps' one only when there are apps."""
+        self.supervisor.start(self.processes.add(Kind.GATE, gates.SYSTEM))
+        if len(self.apps):
+            self.start_apps_gate()
+
+    def start_apps_gate(self, then: Callable[[], None] = lambda: None) -> None:
+        """Call `then` once it listens."""
+        process = self.processes.named(gates.APPS)
+        if process is None:
+            process = self.processes.add(Kind.GATE, gates.APPS)
+            self.supervisor.start(process)
+        if process.state is State.READY:
+            then()
+        else:
+            self._apps_up.append(then)
 
     def start_drivers(self) -> None:
         for name, manifest in self.programs.drivers.items():
@@ -132,11 +176,8 @@ class Kernel:
     def _present(self, name: str | None) -> str | None:
         chosen = self.model.choose(name)
         if chosen is None and name is not None:
-            raise OpError(
-                Code.NOT_FOUND,
-                f"no model {name!r} is installed",
-                f"llmosctl model pull {name}, or see `llmosctl model ls`",
-            )
+            hint = f"llmosctl model pull {name}, or see `llmosctl model ls`"
+            raise OpError(Code.NOT_FOUND, f"no model {name!r} is installed", hint)
         return chosen
 
     def _start_core(self) -> None:
@@ -150,16 +191,46 @@ class Kernel:
             self.supervisor.restart(self._core_process)
 
     def load_grants(self) -> None:
-        """The user's own right, and what she granted before."""
-        self.caps.mint(USER, Right("*", "*"), "boot")
-        for id_, holder, text, origin in self.journal.grants():
+        """The user's own right, what she granted before, and what every program is by being installed."""
+        self.caps.mint(USER, Right("*", "*", grantable=True), "boot")
+        for grant in self.journal.grants():
             try:
-                self.caps.mint(holder, Right.parse(text, str(self.places.home)), origin, id=id_)
+                right = Right.parse(grant.cap, str(self.places.home), self.programs.scope_kinds)
             except OpError as error:
-                log.error("grant.unreadable", id=id_, err=error.detail)
+                log.error("grant.unreadable", id=grant.id, err=error.detail)
+                continue
+            spent = self.journal.spending(grant.id)
+            kept = self.caps.mint(grant.holder, right, grant.origin, id=grant.id, reason=grant.reason, spent=spent)
+            self.caps.keep(kept)
+        for name, manifest in self.programs.drivers.items():
+            if manifest.topics:
+                own = Right("bus", "publish", {"topic": tuple(manifest.topics)})
+                self.caps.mint(name, own, "its manifest declares them")
+            self.authority.born(name, self.forwarder.driver_label(name), fixed=True)
+        for app in self.apps:
+            self.authority.app_born(app_holder(app.name))
+        self._on_time()
+
+    def declare_topics(self) -> None:
+        """Which topics keep their last event, and which all of them."""
+        self.bus.declare("sys.model", retain=True)
+        for manifest in self.programs.drivers.values():
+            for topic, about in manifest.topics.items():
+                self.bus.declare(topic, retain=about.retain, durable=about.durable)
+        for topic in self.bus.durable():
+            if self.bus.spec(topic).retain and (last := self.events.last(topic)) is not None:
+                self.bus.retain(topic, last.header(), last.body, last.label)
+        self._expire_events()
+
+    def _expire_events(self) -> None:
+        try:
+            self.events.expire()
+        except OpError as error:
+            log.error("events.unexpired", err=error.detail)
+        self.loop.later(params.EVENTS_EXPIRE_S, self._expire_events)
 
     def shutdown(self) -> None:
-        """In order: tell everybody, agents and drivers, then the core, then the gate; the loop ends when they have."""
+        """In order: tell everybody, agents and drivers, then the core, then the gates; the loop ends when they have."""
         if self.stopping:
             return
         self.stopping = True
@@ -173,36 +244,64 @@ class Kernel:
         if self.supervisor.children(Kind.AGENT, Kind.DRIVER, Kind.CORE):
             self.loop.later(0.02, self._stop_when_empty)
         else:
-            self.loop.later(0.05, self.loop.stop)  # the gate has a moment to send the last answers
+            self.loop.later(0.05, self.loop.stop)  # the gates have a moment to send the last answers
 
-    # -- the gate --------------------------------------------------------------------------------------------------
+    def close(self) -> None:
+        """Nobody outlives the kernel; what was spent is remembered exactly."""
+        self.supervisor.close()
+        try:
+            self.journal.set_spending(self.caps.take_unsaved(exact=True))
+            self.authority.audit.close()
+            self.events.close()
+        except OpError as error:
+            log.error("journal.unwritten", err=error.detail)
+        self.journal.close()
 
-    def _send(self, conn: int, header: bytes, body: bytes) -> None:
-        if self._gate is not None:
-            self._gate.post(gate.MESSAGE.pack(b"M", conn, len(header)) + header + body)
+    # -- the gates -------------------------------------------------------------------------------------------------
 
-    def _from_gate(self, frame: bytes) -> None:
+    def _from_gate(self, name: str, frame: bytes) -> None:
         kind = frame[:1]
         if kind == b"M":
             _, conn, size = gate.MESSAGE.unpack_from(frame)
-            peer = self._peers.get(conn)
+            peer = self.peers.get(conn)
             if peer is not None:
                 self._message(peer, frame[9 : 9 + size], frame[9 + size :])
         elif kind == b"S":
             _, conn, _uid, os_pid = gate.SEEN.unpack(frame)
-            self._peers[conn] = Peer(conn, os_pid)
+            self.peers[conn] = Peer(conn, os_pid)
+        elif kind == b"N":
+            _, conn, os_pid = gate.NAMED.unpack_from(frame)
+            app = frame[gate.NAMED.size :].decode()
+            peer = self.peers[conn] = Peer(conn, os_pid, app_holder(app), client=app)
+            try:
+                self._watch_exit(peer)
+            except OpError:
+                self._peer_gone(conn, "the program has ended")
+            if self.apps.get(app) is None:  # it was removed while this was on its way
+                self._peer_gone(conn, "its key was taken back")
         elif kind == b"G":
             self._peer_gone(gate.CONN.unpack(frame)[1], "its connection is gone")
         elif kind == b"L":
             _, conn, count = gate.LOST.unpack(frame)
-            if conn in self._peers:
+            if conn in self.peers:
                 self.dropped[conn] = self.dropped.get(conn, 0) + count
-        elif kind == b"U" and self._gate_process is not None:
-            self.supervisor.ready(self._gate_process)
-            self._check_ready()
+        elif kind == b"P":
+            self.apps.offer_server_key(frame[1:41].decode(), frame[41:].decode())
+        elif kind == b"U":
+            self._gate_up(name)
+
+    def _gate_up(self, name: str) -> None:
+        process = self.processes.named(name)
+        if process is not None:
+            self.supervisor.ready(process)
+        if name == gates.APPS:
+            waiting, self._apps_up = self._apps_up, []
+            for then in waiting:
+                then()
+        self._check_ready()
 
     def _peer_gone(self, conn: int, why: str) -> None:
-        peer = self._peers.pop(conn, None)
+        peer = self.peers.pop(conn, None)
         if peer is None:
             return
         if peer.exit_fd >= 0:
@@ -214,10 +313,8 @@ class Kernel:
         self.calls.connection_gone(conn, why)
         self.bus.drop(conn)
         self.dropped.pop(conn, None)
-        for name in [name for name, function in self.functions.items() if function.conn == conn]:
-            del self.functions[name]
-        if self._gate is not None:
-            self._gate.post(gate.CONN.pack(b"D", conn))
+        self.forwarder.connection_gone(conn)
+        self.gates.drop(conn)
 
     # -- messages --------------------------------------------------------------------------------------------------
 
@@ -231,7 +328,7 @@ class Kernel:
             if header.kind is Message.CALL:
                 self._call(peer, header, raw_body)
             elif header.kind is Message.REPLY:
-                self.calls.answered(peer.conn, header.id, header.ok, raw_body)
+                self.forwarder.answered(peer.conn, header, raw_body)
             elif header.kind is Message.CREDIT:
                 self.calls.credit(peer.conn, header.id, header.n)
             elif header.kind is Message.CANCEL:
@@ -243,28 +340,35 @@ class Kernel:
         except OpError as error:
             if answerable:  # a reply, a credit, a cancel have an id of somebody's call, and are not answered
                 self._refuse(peer, number, error)
+        if self._anchor is None and self.authority.audit.unanchored:
+            self._anchor = self.loop.later(params.AUDIT_ANCHOR_S, self._bring_to_disk)
 
     def _refuse(self, peer: Peer, number: int, error: OpError) -> None:
-        self._send(
-            peer.conn, pack_header(Header(kind=Message.REPLY, id=number, ok=False)), wire.encode(error.to_wire())
-        )
+        header = pack_header(Header(kind=Message.REPLY, id=number, ok=False))
+        self.gates.message(peer.conn, header, wire.encode(error.to_wire()))
 
     def _call(self, peer: Peer, header: Header, raw_body: bytes) -> None:
         if not peer.holder and header.op != protocol.Hello.OP:
             raise OpError(Code.DENIED, protocol.NOT_GREETED)
         call = self.calls.begin(peer.conn, peer.holder, header)
         try:
-            args = wire.decode_map(raw_body)
+            args, values = wire.decode_map(raw_body), NOTHING
             if header.parent:
                 self.calls.adopt(call, peer.conn, header.parent)
+            call.label = self.authority.stamp(peer.holder, call.parent.label if call.parent is not None else None)
+            if _REFERENCE in raw_body:
+                values = self.authority.values.substitute(peer.holder, args)
+                args = values.args
             syscall = protocol.SYSCALLS.get(header.op)
             if syscall is not None:
+                call.label = call.label | values.label
                 self._syscall(peer, call, header, syscall, args)
             else:
-                self._forward(call, header, args)
+                self.forwarder.forward(call, header, args, values)
         except wire.Malformed as error:
             call.fail(OpError(Code.INVALID_ARGUMENT, f"{header.op}: malformed body: {error}"))
         except OpError as error:
+            self.authority.refused(peer.holder, header.op, error)
             call.fail(error)
         except Exception as error:
             log.exception("syscall.bug", op=header.op, id=call.id)
@@ -274,102 +378,42 @@ class Kernel:
         self, peer: Peer, call: Call, header: Header, syscall: type[protocol.Syscall], raw: dict[str, Any]
     ) -> None:
         args = protocol.parse(syscall, raw)
-        cap = None
         if syscall.RIGHT is not None:
             object_, _, verb = syscall.RIGHT.partition(".")
-            values = self._scope_values(syscall.SCOPE, {name: getattr(args, name) for name in syscall.SCOPE.values()})
-            cap = self.caps.check(peer.holder, object_, verb, values, header.cap)
-        result = syscalls.HANDLERS[syscall.OP](self, syscalls.Request(peer, call, cap), args)
+            named = {name: getattr(args, name) for name in syscall.SCOPE.values()}
+            values = self.authority.scope_values(object_, syscall.SCOPE, named)
+            call.cap = self.authority.check(peer.holder, object_, verb, values, header.cap)
+            if verb == "control" and not call.label.trusted:
+                detail = f"{syscall.OP} is not for a caller that has seen untrusted data"
+                raise OpError(Code.TAINTED, detail, "the user may do it herself")
+        if header.keep:
+            self.authority.spend_outcome(peer.holder)
+        result = syscalls.HANDLERS[syscall.OP](self, syscalls.Request(peer, call), args)
         if result is not None:
             call.reply(result)
-        elif not call.done:
+        elif not call.done and call.timer is None:
             default = params.GENERATE_S if syscall.RIGHT in ("llm.generate", "proc.spawn") else params.SYSCALL_S
             self.calls.expire(call, header.deadline_ms / 1000 or default)
 
-    def _forward(self, call: Call, header: Header, args: dict[str, Any]) -> None:
-        """A driver's op, or a function that a program lends."""
-        target, _, verb = header.op.partition(".")
-        function = self.functions.get(verb) if target == "app" else None
-        manifest = self.programs.drivers.get(target)
-        op = function.op if function is not None else manifest.ops.get(verb) if manifest is not None else None
-        if op is None:
-            raise self._unknown(header.op, manifest)
-        op.check(args)
-        right, scope = (op.effect.value, op.scope) if function is None else ("call", {})
-        values = self._scope_values(scope, args) if function is None else {"name": (verb,)}
-        cap = self.caps.check(call.holder, target, right, values, header.cap)
-        if "path" in values:  # what was checked is what the driver gets
-            name = op.scope["path"]
-            args = {**args, name: list(values["path"]) if isinstance(args[name], list) else values["path"][0]}
-        limit = min(header.deadline_ms / 1000, protocol.MAX_DEADLINE_MS / 1000) or op.timeout_s
-        self.calls.expire(call, limit)
-        handed = Header(
-            kind=Message.CALL,
-            id=call.id,
-            op=header.op,
-            deadline_ms=int(limit * 1000),
-            sender=call.holder,
-            scope={key: list(bounds) for key, bounds in cap.right.scope.items()},
-        )
-        if function is not None:
-            self._hand(call, Peer(function.conn, 0), handed, args)
-            return
-        process = self.processes.named(target)
-        if process is None or process.state is State.FAILED:
-            reason = process.status if process is not None else "it is not running"
-            raise OpError(
-                Code.UNAVAILABLE, f"the driver {target} does not run: {reason}", f"see `llmosctl driver show {target}`"
-            )
-        if process.state is State.READY and process.conn:
-            self._hand(call, process, handed, args)
-        else:
-            self._wait_ready(process, call, handed, args)
-
-    def _hand(self, call: Call, server: Peer | Process, header: Header, args: dict[str, Any]) -> None:
-        if self.calls.load(server.conn) >= params.MAILBOX:
-            raise OpError(
-                Code.BUSY, f"{call.op}: {params.MAILBOX} calls are waiting for it already", "try again in a moment"
-            )
-        if isinstance(server, Process):
-            server.calls += 1
-        self.calls.serve(call, server)
-        self._send(server.conn, pack_header(header), wire.encode(args))
-
-    def _wait_ready(self, process: Process, call: Call, header: Header, args: dict[str, Any]) -> None:
-        queue = self._queues.setdefault(process.pid, [])
-        queue[:] = [entry for entry in queue if not entry[0].done]
-        if len(queue) >= params.MAILBOX:
-            raise OpError(Code.BUSY, f"{call.op}: {params.MAILBOX} calls wait for it to start", "try again in a moment")
-        queue.append((call, header, args))
-
-    def _unknown(self, op: str, manifest: manifests.DriverManifest | None) -> OpError:
-        target, _, _verb = op.partition(".")
-        if manifest is not None:
-            return OpError(
-                Code.UNKNOWN_OP,
-                f"{target} has no such op",
-                f"it has {', '.join(f'{target}.{name}' for name in manifest.ops)}",
-            )
-        if target == "app":
-            return OpError(
-                Code.UNKNOWN_OP, f"no running program lends {op}", f"lent now: {', '.join(self.functions) or 'none'}"
-            )
-        ours = [name for name in protocol.SYSCALLS if name.startswith(f"{target}.")]
-        known = ", ".join(
-            ours or [*self.programs.drivers, *sorted({name.partition(".")[0] for name in protocol.SYSCALLS})]
-        )
-        return OpError(Code.UNKNOWN_OP, f"unknown op {op!r}", f"known: {known}")
-
-    def _scope_values(self, scope: dict[str, str], args: dict[str, Any]) -> dict[str, tuple[str, ...]]:
-        """Scope key → what the request names; a key it leaves open is left out."""
-        values: dict[str, tuple[str, ...]] = {}
-        for key, name in scope.items():
-            given = args.get(name)
-            if given is None or given == "" or given == []:
-                continue
-            texts = given if isinstance(given, list) else [given]
-            values[key] = tuple(normal_value(key, str(text), str(self.places.home)) for text in texts)
-        return values
+    def _deliver(
+        self, call: Call, ok: bool, body: bytes, label: Label, source: Source | None
+    ) -> tuple[bool, bytes, Label]:
+        """What a caller gets of an answer: nothing reaches it before its label does. Raises `OpError`."""
+        if label is BOTTOM and not call.keep:
+            return ok, body, label
+        labels = self.authority.labels
+        source = source or labels.source("kernel", call.op, label, call.id)
+        if call.keep and (ok or not label <= labels.of(call.holder)):
+            value = self.authority.values.put(call.holder, body, label, source)
+            if ok:
+                return True, wire.encode(value.describe()), BOTTOM
+            code = wire.decode_map(body).get("code", Code.INTERNAL)
+            told = OpError.from_wire({"code": code, "detail": f"{call.op} failed; what it says is kept"})
+            return False, wire.encode({**told.to_wire(), "value": value.describe()}), BOTTOM
+        self.authority.receive(call.holder, label, source)
+        if call.parent is not None:
+            call.parent.label = call.parent.label | label
+        return ok, body, label
 
     def _finished(self, call: Call, code: str | None) -> None:
         level = log.debug if call.op == protocol.Ping.OP and code is None else log.info
@@ -386,6 +430,8 @@ class Kernel:
 
     def greet(self, peer: Peer, token: str, client: str) -> None:
         """Bind a connection to whom its token proves it to be. Raises `OpError` `DENIED`, `CONFLICT`."""
+        if peer.holder and gates.of(peer.conn) == gates.APPS:
+            return  # its key has proved it
         if peer.holder:
             raise OpError(Code.CONFLICT, f"this connection is {peer.holder} already")
         if secrets.compare_digest(token.encode(), self.user_token.encode()):
@@ -394,11 +440,8 @@ class Kernel:
             return
         process = self.processes.by_token(token)
         if process is None:
-            raise OpError(
-                Code.DENIED,
-                "the token is not known",
-                "the system was restarted, or it belongs to another; take the present one",
-            )
+            hint = "the system was restarted, or it belongs to another; take the present one"
+            raise OpError(Code.DENIED, "the token is not known", hint)
         if process.os_pid not in (0, peer.os_pid):
             raise OpError(Code.DENIED, "the token belongs to another process")
         process.os_pid = peer.os_pid
@@ -415,6 +458,12 @@ class Kernel:
             raise OpError(Code.PEER_DIED, "the caller has gone") from None
         self.loop.watch(peer.exit_fd, lambda: self._peer_gone(peer.conn, "the program has ended"))
 
+    def app_removed(self, name: str, key: str) -> None:
+        """Its key opens nothing any more, and its connections are over."""
+        self.gates.shut_out(key)
+        for peer in [peer for peer in self.peers.values() if peer.holder == app_holder(name)]:
+            self._peer_gone(peer.conn, "its key was taken back")
+
     def process_ready(self, process: Process, status: str) -> None:
         """It serves: hand it what waited."""
         process.status = status
@@ -423,16 +472,11 @@ class Kernel:
             "process.ready", pid=process.pid, name=process.name, dur_ms=round((self.loop.clock() - process.born) * 1000)
         )
         self.publish("proc.started", {"pid": process.pid, "name": process.name}, "kernel")
-        for call, header, args in self._queues.pop(process.pid, []):
-            if not call.done:
-                try:
-                    self._hand(call, process, header, args)
-                except OpError as error:
-                    call.fail(error)
+        self.forwarder.ready(process)
         self._check_ready()
 
     def _check_ready(self) -> None:
-        """The system is ready once the gate answers and every driver serves, or has failed to."""
+        """The system is ready once the gates answer and every driver serves, or has failed to."""
         boot = [process for process in self.processes if process.kind in (Kind.GATE, Kind.DRIVER)]
         if not self.ready_s and all(process.state not in (State.STARTING, State.WAITING) for process in boot):
             self.ready_s = self.loop.clock() - self.booted
@@ -443,38 +487,15 @@ class Kernel:
 
     # -- processes -------------------------------------------------------------------------------------------------
 
-    def spawn_agent(self, name: str, args: dict[str, Any], allow: list[str] | None, giver: str, parent: int) -> Process:
-        """Start an agent with capabilities derived from its spawner's. Raises `OpError`."""
-        manifest = self.programs.agent(name)
-        checked = manifests.Op(effect=protocol.Effect.EXEC, summary=manifest.summary, args=manifest.args)
-        checked.check(args)
-        home = str(self.places.home)
-        rights = [Right.parse(text, home) for text in (manifest.permissions.calls if allow is None else allow)]
-        for right in rights:
-            self.programs.check_right(right)
-        takes_grants = giver == USER and allow is None
-        process = self.processes.add(
-            Kind.AGENT, name, parent=parent, manifest=manifest, args=args, takes_grants=takes_grants
-        )
-        try:
-            for right in rights:
-                self.caps.derive(giver, right, process.name, f"spawned by {giver}")
-            if giver == USER and allow is None:
-                for cap in list(self.caps.held(name)):
-                    self.caps.mint(process.name, cap.right, "granted", parent=cap.id)
-        except OpError:
-            self.caps.drop(process.name)
-            self.processes.remove(process)
-            raise
-        self.supervisor.start(process)
-        return process
-
     def _command(self, process: Process) -> Command:
         """How to start a process, as of now."""
         if process.kind is Kind.GATE:
-            ours, theirs = socket.socketpair()
-            self._gate = Link(self.loop, ours, self._from_gate)
-            return launch.gate(theirs.detach(), paths.bus_socket(self.places.runtime), self.report.tier)
+            apps = process.program == gates.APPS
+            fd = self.gates.attach(process.program)
+            if apps and self.apps.server_key is not None:
+                self.gates.serve_apps(self.apps.server_key[1], [(app.key, app.name) for app in self.apps])
+            address = (paths.apps_socket if apps else paths.bus_socket)(self.places.runtime)
+            return launch.gate(fd, address, self.report.tier, apps=apps)
         if process.kind is Kind.CORE:
             return launch.core(self.model.attach(), self.model.folders(), self.report.tier)
         return launch.program(process, self.places, self.caps.held(process.name), self.report.tier)
@@ -482,15 +503,12 @@ class Kernel:
     def _process_ended(self, process: Process, reason: str) -> None:
         """Its calls fail, its contexts and capabilities go; the supervisor sees to its return."""
         if process.kind is Kind.GATE:
-            if self._gate is not None:
-                self._gate.close()
-                self._gate = None
-            for conn in list(self._peers):
+            self.gates.detach(process.program)
+            for conn in [conn for conn in self.peers if gates.of(conn) == process.program]:
                 self._peer_gone(conn, "the gate ended")
-            if process.state is State.FAILED:  # nobody can reach a kernel without a gate
-                self.failed = OpError(
-                    Code.UNAVAILABLE, f"the gate does not run: {reason}", "see the log, and `llmosctl doctor`"
-                )
+            if process.state is State.FAILED and process.program == gates.SYSTEM:  # nobody can reach the kernel now
+                hint = "see the log, and `llmosctl doctor`"
+                self.failed = OpError(Code.UNAVAILABLE, f"the gate does not run: {reason}", hint)
                 self.loop.later(0, self.shutdown)
             return
         if process.kind is Kind.CORE:
@@ -501,54 +519,60 @@ class Kernel:
         self.model.drop(process.name)
         self.publish("proc.ended", {"pid": process.pid, "name": process.name, "reason": reason}, "kernel")
         if process.kind is Kind.AGENT:
-            waiter = self.waiters.pop(process.pid, None)
-            if waiter is not None:
-                waiter.fail(
-                    OpError(
-                        Code.PEER_DIED,
-                        f"{process.name} ended without a result ({reason})",
-                        f"see `llmosctl logs {process.name}`",
-                    )
-                )
-            self.revoked(self.caps.drop(process.name))
-            self.processes.remove(process)
-            self.ended_logs[process.name] = process.log
-            while len(self.ended_logs) > params.LOGS_OF_ENDED:
-                self.ended_logs.popitem(last=False)
+            self.agents.ended(process, reason)
             shutil.rmtree(launch.scratch(process, self.places), ignore_errors=True)
         elif process.state is State.FAILED:
-            for call, _, _ in self._queues.pop(process.pid, []):
-                call.fail(OpError(Code.UNAVAILABLE, f"the driver {process.name} does not run: {reason}"))
+            self.forwarder.given_up(process, reason)
             self._check_ready()
-
-    def lend(self, name: str, peer: Peer, op: manifests.Op) -> None:
-        """`app.NAME` is `peer`'s from now on, until its connection ends."""
-        self.functions[name] = Function(peer.conn, peer.holder, op)
 
     # -- events and changes ----------------------------------------------------------------------------------------
 
-    def publish(self, topic: str, data: dict[str, Any], sender: str) -> int:
-        """To every subscriber's mailbox; how many those are."""
+    def publish(self, topic: str, data: dict[str, Any], sender: str, label: Label = BOTTOM) -> int:
+        """To every subscriber's mailbox; how many those are. Each has the event's label before it has the event.
+
+        Raises `OpError` when a durable one cannot be stored: then nobody hears it. The kernel's own topics are never durable.
+        """
+        spec, at, body, stamp = self.bus.spec(topic), now(), wire.encode(data), label.to_wire()
+        if spec.durable:
+            number, seq = self.events.append(topic, at, sender, stamp, body)
+        else:
+            number, seq = 0, self.bus.number(topic)
         conns = self.bus.receivers(topic)
-        number = self.bus.number(topic)
-        if conns and self._gate is not None:
-            header = pack_header(Header(kind=Message.EVENT, topic=topic, seq=number, sender=sender, ts=now()))
-            count = len(conns)
-            self._gate.post(struct.pack(f">cI{count}II", b"F", count, *conns, len(header)) + header + wire.encode(data))
+        if not conns and not spec.retain:
+            return 0
+        header = Header(kind=Message.EVENT, topic=topic, seq=seq, sender=sender, ts=at, label=stamp, number=number)
+        packed = pack_header(header)
+        if spec.retain:
+            self.bus.retain(topic, packed, body, stamp)
+        if conns:
+            self._receive_event(conns, topic, sender, label)
+            self.gates.fan_out(conns, packed, body)
         return len(conns)
 
-    def revoked(self, caps: list[Capability]) -> None:
+    def send_retained(self, conn: int, pattern: str) -> None:
+        """The last event of every topic that matches and keeps one, to a new subscriber."""
+        for last in self.bus.retained(pattern):
+            self._receive_event([conn], last.topic, "kernel", Label.from_wire(last.label))
+            self.gates.fan_out([conn], last.header, last.body)
+
+    def _receive_event(self, conns: list[int], topic: str, sender: str, label: Label) -> None:
+        source = self.authority.labels.source(sender, f"event {topic}", label)
+        for conn in conns:
+            self.authority.receive(self.peers[conn].holder, label, source)
+
+    def revoked(self, caps: list[Capability], how: str = "ended") -> None:
         """What followed from these ends with them."""
+        self.authority.revoked(caps, how)
         self.bus.revoke({cap.id for cap in caps})
+        self.calls.revoked({cap.id for cap in caps})
         self._rebuild_jails({cap.holder for cap in caps if cap.right.object == "fs"})
 
     def granted(self, cap: Capability) -> None:
         """A driver's jail shows it a new directory; a running agent's instances hold it at once."""
         if cap.right.object == "fs":
             self._rebuild_jails({cap.holder})
-        for process in self.processes:
-            if process.kind is Kind.AGENT and process.program == cap.holder and process.takes_grants:
-                self.caps.mint(process.name, cap.right, "granted", parent=cap.id)
+        self.agents.granted(cap)
+        self.watch_clock()
 
     def _rebuild_jails(self, holders: set[str]) -> None:
         for process in self.processes:
@@ -561,3 +585,41 @@ class Kernel:
         if self.model.state in ("ready", "failed") and self._core_process is not None:
             self.supervisor.ready(self._core_process)  # one that could not load its model is up, and can load another
         self.publish("sys.model", {"state": self.model.state, "model": self.model.name or ""}, "kernel")
+
+    def _approval_changed(self, approval: Approval) -> None:
+        """Written down and told at once; calls that wait for it go on when whoever changed it is done."""
+        self.authority.settled(approval)
+        about = {"id": approval.id, "op": approval.op, "holder": approval.holder}
+        if approval.state.value == "pending":
+            self.publish("approval.requested", {**about, "expires": approval.expires}, "kernel")
+            self.watch_clock()
+        else:
+            self.publish("approval.settled", {**about, "state": approval.state.value}, "kernel")
+            self.loop.later(0, lambda: self.asking.settled(approval))
+
+    # -- time ------------------------------------------------------------------------------------------------------
+
+    def watch_clock(self) -> None:
+        """Be there when the next capability or approval comes to its end."""
+        due = min(self.caps.due, self.authority.approvals.next_expiry or float("inf"))
+        if due < self._clock_due:
+            if self._clock_timer is not None:
+                self._clock_timer.cancel()
+            self._clock_due = due
+            self._clock_timer = self.loop.later(min(max(0.0, due - now()), params.CLOCK_S), self._on_time)
+
+    def _on_time(self) -> None:
+        self._clock_timer, self._clock_due = None, float("inf")
+        self.authority.approvals.expire()
+        gone = self.caps.expire()
+        for cap in gone:
+            self.journal.remove_grant(cap.id)
+        self.revoked(gone, "expired")
+        self.watch_clock()
+
+    def _bring_to_disk(self) -> None:
+        self._anchor = None
+        try:
+            self.authority.audit.anchor()
+        except OpError as error:
+            log.error("audit.unanchored", err=error.detail)

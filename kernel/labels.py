@@ -218,9 +218,13 @@ class Labels:
             if len(self._ended) > KEEP_ENDED:
                 self._forget(self._ended.popitem(last=False)[1])
 
+    def known(self, holder: str) -> bool:
+        """Whether it lives, or ended not long ago."""
+        return holder in self._states or holder in self._ended
+
     def of(self, holder: str) -> Label:
-        """What it has seen; `TOP` for one that is not known."""
-        state = self._states.get(holder)
+        """What it has seen, or had when it ended; `TOP` for one that is not known."""
+        state = self._states.get(holder) or self._ended.get(holder)
         return state.label if state is not None else TOP
 
     def source(self, sender: str, via: str, label: Label, call: int = 0) -> Source:

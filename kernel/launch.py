@@ -11,7 +11,8 @@ from typing import Any
 
 from llmos.ipc import paths
 from llmos.ipc.errors import Code, OpError
-from llmos.kernel import params
+from llmos.ipc.manifest import AgentManifest, DriverManifest
+from llmos.kernel import jail, params
 from llmos.kernel.capability import Capability, Right
 from llmos.kernel.jail import Limits, Policy, Tier
 from llmos.kernel.process import Kind, Process
@@ -29,7 +30,7 @@ class Places:
     models: Path
 
 
-def gate(fd: int, address: Path, tier: Tier) -> Command:
+def gate(fd: int, address: Path, tier: Tier, *, apps: bool) -> Command:
     """It keeps the host's process ids, because that is what a socket's credentials are looked up in."""
     policy = Policy(
         write=(address.parent,),
@@ -38,7 +39,7 @@ def gate(fd: int, address: Path, tier: Tier) -> Command:
         limits=Limits(address_space=params.GATE_MEMORY, open_files=params.GATE_PEERS + 256),
         tier=tier,
     )
-    return Command(policy, "llmos.kernel.gate", (str(fd), str(address)), (fd,))
+    return Command(policy, "llmos.kernel.gate", (str(fd), str(address), *(("--apps",) if apps else ())), (fd,))
 
 
 def core(fd: int, folders: Sequence[Path], tier: Tier) -> Command:
@@ -74,11 +75,20 @@ def program(process: Process, places: Places, held: Iterable[Capability], tier: 
     policy = Policy(
         read=(bus.parent, *read),
         write=(state, *write),
+        path=_import_roots(process.manifest),
         env={"LLMOS_BUS": str(bus), "LLMOS_TOKEN": process.token, "LLMOS_CONFIG": _packed(told), "TZ": _zone()},
         limits=Limits(address_space=params.DRIVER_MEMORY if driver else params.AGENT_MEMORY),
         tier=tier,
     )
     return Command(policy, "llmos.drivers.host" if driver else "llmos.userland.agent")
+
+
+def _import_roots(manifest: DriverManifest | AgentManifest) -> tuple[Path, ...]:
+    """Where a package that is installed outside of the interpreter's directories, as editable ones are, is imported from."""
+    package = Path(manifest.directory).resolve()
+    levels = manifest.entry.partition(":")[0].count(".")
+    root = package.parents[max(0, levels - 1)] if levels else package
+    return () if manifest.entry.startswith("llmos.") or jail.sees(root) else (root,)
 
 
 def scratch(process: Process, places: Places) -> Path:
@@ -116,7 +126,7 @@ def _granted_paths(held: Iterable[Capability], verb: str, places: Places) -> lis
     granted = [
         Path(path)
         for cap in held
-        if cap.right.object == "fs" and cap.right.verb in (verb, "*")
+        if cap.right.object == "fs" and cap.right.does(verb)
         for path in cap.right.scope.get("path", ())
     ]
     real = {Path(os.path.realpath(path)) for path in granted if os.path.exists(path)}  # noqa: PTH110  (a name too long is not there)

@@ -18,8 +18,11 @@ import structlog
 from llmos.ipc import paths
 from llmos.ipc.errors import Code, OpError
 from llmos.kernel import jail, params
+from llmos.kernel.audit import Audit
+from llmos.kernel.audit import Kind as AuditKind
+from llmos.kernel.events import Events
 from llmos.kernel.journal import Journal
-from llmos.kernel.kernel import Kernel
+from llmos.kernel.kernel import Kernel, Stores
 from llmos.kernel.launch import Places, private_directory
 from llmos.kernel.loop import Loop
 from llmos.kernel.process import LogRing
@@ -39,14 +42,19 @@ def main(argv: list[str] | None = None) -> int:
         report = _sandbox(arguments.tier)  # what this machine can confine, by trying
         places = _places(arguments.home)  # directories of our own
         lock = _lock(places)  # one kernel per runtime directory
-        kernel = Kernel(loop, places, Journal(places.state / "journal.db"), report, ring)
+        journal = Journal(places.state / "journal.db")
+        audit = Audit(places.state / "audit.db", journal)
+        audit.append(AuditKind.BOOT, "kernel", "boot", "started", sync=True)
+        events = Events(places.state / "events.db")
+        kernel = Kernel(loop, places, Stores(journal, audit, events), report, ring, headless=arguments.headless)
         kernel.load_grants()  # who may do what
+        kernel.declare_topics()  # what is kept of what is published
         _write_token(places, kernel.user_token)  # what a person's programs prove themselves with
         kernel.on_ready = lambda: _tell(
             arguments.ready_fd, {"ready": True, "pid": os.getpid(), "seconds": round(kernel.ready_s, 3)}
         )
         _set_up_signals(kernel)
-        kernel.start_gate()  # from here on anybody can connect
+        kernel.start_gates()  # from here on anybody can connect
         kernel.start_drivers()
         kernel.choose_model(arguments.model)  # loaded once the drivers are up
         loop.run()
@@ -56,9 +64,9 @@ def main(argv: list[str] | None = None) -> int:
         _fail(arguments.ready_fd, error)
     finally:
         if kernel is not None:
-            kernel.supervisor.close()  # nobody outlives the kernel
-            kernel.journal.close()
-            for path in (paths.token_file(kernel.places.runtime), paths.bus_socket(kernel.places.runtime)):
+            kernel.close()
+            runtime = kernel.places.runtime
+            for path in (paths.token_file(runtime), paths.bus_socket(runtime), paths.apps_socket(runtime)):
                 path.unlink(missing_ok=True)
         loop.close()
     os.close(lock)
@@ -73,6 +81,9 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--model", help="name of the model to load, in place of the default")
     parser.add_argument(
         "--tier", type=jail.Tier, default=jail.Tier.A, help="the weakest sandbox to accept: A (default) or B"
+    )
+    parser.add_argument(
+        "--headless", action="store_true", help="nobody is there to ask: what would need approval is denied"
     )
     parser.add_argument(
         "--ready-fd", type=int, default=-1, help="descriptor to write one line of JSON to, when ready or failed"

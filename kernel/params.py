@@ -23,11 +23,28 @@ STREAM_BYTES = 256 * 1024  # bytes of a stream kept for a reader out of credit, 
 MAX_FUNCTIONS = 16  # lent by one connection
 FUNCTION_BYTES = 2048  # of one function's arguments and utterances, so that a list of them fits an answer
 
+EVENTS_EXPIRE_S = 3600.0  # seconds between two looks for stored events that are too old
+CLOCK_S = (
+    60.0  # seconds after which the wall clock is looked at again, should it have been set, while something is to expire
+)
+
 # capabilities
 MAX_HELD = 512  # in the hands of one holder, the user aside; one more is BUSY (a check may look at each)
 
+# the audit log
+AUDIT_DENIALS = 120  # rows per minute for one holder's refused calls; more are counted in the next row
+AUDIT_ANCHOR_S = 5.0  # seconds after a row until the log is brought to disk and its head kept
+
 # topics
 MAX_SUBSCRIPTIONS = 256  # per connection
+MAX_SUBSCRIPTIONS_OF_HOLDER = 1024  # of one holder, all its connections: a publication may look at each
+RETAINED = 1_000  # topics whose last event is kept in memory
+RETAINED_BYTES = 4 << 20  # of those events together
+EVENT_BYTES = 60_000  # of one stored event, so that an answer holds at least one
+EVENTS_TOPICS = 1_000  # that are stored at all; one more is BUSY
+EVENTS_PER_TOPIC = 10_000  # stored events of one topic; the oldest go first
+EVENTS_DAYS = 30  # after which a stored event is gone
+EVENTS_BYTES = 64 << 20  # of all stored events; the oldest of the first level that holds most go first
 
 # inference
 MAX_JOBS = 128  # queued or running, all principals; one more is BUSY

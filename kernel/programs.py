@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import structlog
 
 from llmos.ipc.errors import Code, OpError
 from llmos.ipc.manifest import AgentManifest, DriverManifest, discover, load_agent, load_driver
 from llmos.ipc.protocol import SYSCALLS
-from llmos.kernel.capability import Right
+from llmos.kernel.capability import Capability, Right
 
 log = structlog.get_logger()
 
@@ -42,12 +43,22 @@ class Programs:
                 Code.NOT_FOUND, f"no agent is called {name!r}", f"installed: {', '.join(self.agents) or 'none'}"
             ) from None
 
+    @property
+    def scope_kinds(self) -> dict[str, dict[str, str]]:
+        """Object → the kinds of its scope keys."""
+        return {name: dict(manifest.scope_kinds) for name, manifest in self.drivers.items() if manifest.scope_kinds}
+
+    def shipped(self, name: str) -> bool:
+        """Whether a driver comes with the system."""
+        return self.drivers[name].entry.startswith("llmos.")
+
     def manifest(self, name: str) -> DriverManifest | AgentManifest | None:
         return self.drivers.get(name) or self.agents.get(name)
 
     def check_right(self, right: Right) -> None:
         """Raises `OpError(INVALID_ARGUMENT)` for a scope that bounds nothing: a misspelt restriction would be none at all."""
-        known = self._scope_keys(right.object, right.verb)
+        by_verb = [self._scope_keys(right.object, verb) for verb in sorted(right.verbs)]
+        known = set.intersection(*(keys for keys in by_verb if keys is not None)) if None not in by_verb else None
         if known is None:
             objects = ", ".join(sorted({*self.drivers, *(op.partition(".")[0] for op in SYSCALLS), "fs", "app"}))
             raise OpError(
@@ -57,6 +68,18 @@ class Programs:
             if key not in known:
                 bounds = f"it takes {', '.join(sorted(known))}" if known else "it takes no scope"
                 raise OpError(Code.INVALID_ARGUMENT, f"{right}: {key!r} bounds nothing there", bounds)
+
+    def requests(self, name: str, home: str, held: Iterable[Capability]) -> list[dict[str, Any]]:
+        """What a program asks for, and whether it holds it. A path that does not exist is not asked for."""
+        manifest, holds = self.manifest(name), list(held)
+        rows = []
+        for text in manifest.permissions.capabilities() if manifest is not None else []:
+            right = Right.parse(text, home, self.scope_kinds)
+            granted = any(cap.right.reaches(right) for cap in holds)
+            paths = right.scope.get("path", ()) if right.object == "fs" else ()
+            present = all(os.path.exists(path) for path in paths)  # noqa: PTH110  (a name too long is not there)
+            rows.append({"holder": name, "cap": str(right), "granted": granted, "present": present})
+        return rows
 
     def _scope_keys(self, object_: str, verb: str) -> set[str] | None:
         """The keys that bound every request under this right; None for a right that nothing needs."""
@@ -68,6 +91,8 @@ class Programs:
             scopes.append({"path"})
         if object_ == "app" and verb in ("call", "*"):
             scopes.append({"name"})
+        if object_ == "label" and verb in ("trust", "*"):
+            scopes.append(set())
         if object_ == "*":
             return set()
         return set().union(*scopes) if scopes else None
@@ -82,12 +107,32 @@ class Programs:
             if name in RESERVED or name in self.drivers or name in self.agents:
                 raise OpError(Code.CONFLICT, f"{path}: the name {name!r} is taken")
             for text in manifest.permissions.capabilities():
-                Right.parse(text)
+                _refuse_control(Right.parse(text))
+            if isinstance(manifest, DriverManifest):
+                self._check_driver(manifest)
         except OpError as error:
             self.broken[name] = error.detail
             log.error("program.broken", name=name, err=error.detail)
         else:
             into[name] = manifest
+
+    def _check_driver(self, manifest: DriverManifest) -> None:
+        """Raises `OpError` `INVALID_ARGUMENT`, `CONFLICT`."""
+        for verb, needed in (("undo", "undo"), ("preview", "preview")):
+            if any(getattr(op, needed) for op in manifest.ops.values()) and verb not in manifest.ops:
+                raise OpError(Code.INVALID_ARGUMENT, f"{manifest.name}: an op says {needed}, and there is no op {verb}")
+        others = {**self.drivers, **self.agents}
+        for topic in manifest.topics:
+            first = topic.partition(".")[0]
+            taken = first != manifest.name and (first in RESERVED or first in others)
+            if taken or any(topic in other.topics for other in self.drivers.values()):
+                raise OpError(Code.CONFLICT, f"{manifest.name}: the topic {topic} is another's to publish")
+
+
+def _refuse_control(right: Right) -> None:
+    """What lets a program act as the user is not to be had by asking. Raises `OpError(DENIED)`."""
+    if right.object in ("*", "perm", "approval", "undo") or (right.object == "sys" and right.does("control")):
+        raise OpError(Code.DENIED, f"it asks for {right}, which is the user's alone")
 
 
 def _fits(right: str, object_: str, verb: str) -> bool:

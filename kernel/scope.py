@@ -51,7 +51,18 @@ def kind_of(key: str, declared: KeyKinds) -> Kind:
 
 def normal_value(key: str, value: str, home: str, declared: KeyKinds = NO_KINDS) -> str:
     """The one way to write a scope value, so that values can be compared. Raises `OpError(INVALID_ARGUMENT)`."""
+    if not value or any(ord(character) < 32 for character in value):
+        raise _wrong(f"{key} may be neither empty nor hold control characters")
     return kind_of(key, declared).normal(value, home)
+
+
+def without_stars(path: str) -> str:
+    """`~/Documents/**`, and what else ends like it in a capability's text, is `~/Documents`."""
+    while True:
+        shorter = path.rstrip("/").removesuffix("/**").removesuffix("/*").removesuffix("/.")
+        if shorter in (path, ""):
+            return shorter or "/"
+        path = shorter
 
 
 def all_within(kind: Kind, values: Iterable[str], bounds: tuple[str, ...]) -> bool:
@@ -67,9 +78,6 @@ def all_within(kind: Kind, values: Iterable[str], bounds: tuple[str, ...]) -> bo
 
 
 def _path(value: str, home: str) -> str:
-    if "\0" in value:
-        raise _wrong("a path holds a NUL byte")
-    value = value.removesuffix("/**").removesuffix("/*") or "/"
     if value == "~" or value.startswith("~/"):
         value = home + value[1:]
     return os.path.normpath(os.path.join(home, value)).replace("//", "/", 1)  # noqa: PTH118  (lexical: nothing is looked up)
@@ -81,7 +89,7 @@ def _within_path(value: str, bound: str) -> bool:
 
 def _host(value: str, _home: str) -> str:
     """A value with anything else around the host is refused: another parser might see another host in it."""
-    if re.search(r"[\s/@\\?#\0]", value):
+    if re.search(r"[\s/@\\?#]", value):
         raise _wrong(f"{value!r} is not a host", "give the bare name, e.g. example.com")
     return value.lower().rstrip(".")
 
@@ -107,7 +115,7 @@ def _within_class(value: str, bound: str) -> bool:
 
 def _address(value: str, _home: str) -> str:
     """One plain address: `"bob@x" <eve@y>` or a list would reach somebody else than it seems to."""
-    if value != "*" and not re.fullmatch(r"[^\s@<>()\[\],;:\\\"\0]+@[^\s@<>()\[\],;:\\\"\0]+", value):
+    if value != "*" and not re.fullmatch(r"[^\s@<>()\[\],;:\\\"]+@[^\s@<>()\[\],;:\\\"]+", value):
         raise _wrong(f"{value!r} is not one mail address", "give it without a name, e.g. bob@example.com")
     return value.lower().rstrip(".")
 

@@ -6,7 +6,7 @@ A handler returns the result, or None when it will answer `request.call` later, 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -15,10 +15,15 @@ import msgspec
 from llmos.ipc import manifest as manifests
 from llmos.ipc import paths, protocol, wire
 from llmos.ipc.errors import Code, OpError
-from llmos.kernel import launch, params
+from llmos.kernel import params
+from llmos.kernel.agents import Birth
 from llmos.kernel.calls import Call
-from llmos.kernel.capability import USER, Capability, Right
+from llmos.kernel.capability import USER
+from llmos.kernel.flow import Mode
+from llmos.kernel.forward import Function, describe
+from llmos.kernel.labels import BOTTOM, Integrity, Label, Source, join
 from llmos.kernel.process import Process, State, own_rss_mb
+from llmos.kernel.values import bits, revealed
 
 if TYPE_CHECKING:
     from llmos.kernel.kernel import Kernel, Peer
@@ -28,11 +33,10 @@ VERSION = "0.1.0"
 
 @dataclass(frozen=True)
 class Request:
-    """Who calls, the call to answer, and the capability that allowed it."""
+    """Who calls, and the call to answer; it carries the capability that allowed it, and its label."""
 
     peer: Peer
     call: Call
-    cap: Capability | None
 
 
 Result = dict[str, Any] | None
@@ -42,7 +46,7 @@ _Handler = Callable[["Kernel", Request, _S], Result]
 HANDLERS: dict[str, Callable[[Kernel, Request, Any], Result]] = {}
 
 
-def _syscall(kind: type[_S]) -> Callable[[_Handler[_S]], _Handler[_S]]:
+def syscall(kind: type[_S]) -> Callable[[_Handler[_S]], _Handler[_S]]:
     def register(handler: _Handler[_S]) -> _Handler[_S]:
         HANDLERS[kind.OP] = handler
         return handler
@@ -50,10 +54,26 @@ def _syscall(kind: type[_S]) -> Callable[[_Handler[_S]], _Handler[_S]]:
     return register
 
 
+ANSWER_BYTES = 60_000
+"""Of a list's rows in one answer; what does not fit is left for the next page, or out."""
+
+
+def fitting(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The first of them, as many as fit an answer; at least one."""
+    left = ANSWER_BYTES
+    found: list[dict[str, Any]] = []
+    for row in rows:
+        left -= len(wire.encode(row))
+        if left < 0 and found:
+            break
+        found.append(row)
+    return found
+
+
 # -- sys ---------------------------------------------------------------------------------------------------------------
 
 
-@_syscall(protocol.Hello)
+@syscall(protocol.Hello)
 def _hello(kernel: Kernel, request: Request, args: protocol.Hello) -> Result:
     kernel.greet(request.peer, args.token, args.client)
     process = request.peer.process
@@ -65,18 +85,18 @@ def _hello(kernel: Kernel, request: Request, args: protocol.Hello) -> Result:
     }
 
 
-@_syscall(protocol.Ping)
+@syscall(protocol.Ping)
 def _ping(kernel: Kernel, request: Request, args: protocol.Ping) -> Result:  # noqa: ARG001
     return {}
 
 
-@_syscall(protocol.Ready)
+@syscall(protocol.Ready)
 def _ready(kernel: Kernel, request: Request, args: protocol.Ready) -> Result:
     kernel.process_ready(_own_process(request), args.status)
     return {}
 
 
-@_syscall(protocol.Status)
+@syscall(protocol.Status)
 def _status(kernel: Kernel, request: Request, args: protocol.Status) -> Result:  # noqa: ARG001
     model = kernel.model
     return {
@@ -93,43 +113,36 @@ def _status(kernel: Kernel, request: Request, args: protocol.Status) -> Result: 
         "counts": {
             "processes": len(kernel.processes),
             "calls": len(kernel.calls),
-            "functions": len(kernel.functions),
+            "functions": len(kernel.forwarder.functions),
+            "apps": len(kernel.apps),
+            "approvals": sum(one.state.value == "pending" for one in kernel.authority.approvals),
             "dropped_events": sum(kernel.dropped.values()),
         },
         "broken": kernel.programs.broken,
     }
 
 
-@_syscall(protocol.Ops)
+@syscall(protocol.Ops)
 def _ops(kernel: Kernel, request: Request, args: protocol.Ops) -> Result:  # noqa: ARG001
     holder = request.peer.holder
     rows = [
-        _describe(f"{name}.{verb}", op, op.label.tags if op.label is not None else manifest.tags)
+        describe(f"{name}.{verb}", op, op.label.tags if op.label is not None else manifest.tags)
         for name, manifest in kernel.programs.drivers.items()
         for verb, op in manifest.ops.items()
-        if kernel.caps.can(holder, name, op.effect.value)
+        if verb not in manifests.KERNEL_OPS and kernel.caps.can(holder, name, op.effect.value)
     ]
-    rows += [
-        _describe(f"app.{name}", function.op, [f"app:{name}"])
-        for name, function in kernel.functions.items()
+    lent = {
+        name: function
+        for name, function in kernel.forwarder.functions.items()
         if kernel.caps.allowed(holder, "app", "call", {"name": (name,)})
-    ]
-    return {"ops": rows}
-
-
-def _describe(name: str, op: manifests.Op, tags: list[str]) -> dict[str, Any]:
-    return {
-        "op": name,
-        "summary": op.summary,
-        "effect": op.effect.value,
-        "utterances": op.utterances,
-        "control": op.control,
-        "args": {arg: msgspec.to_builtins(spec) for arg, spec in op.args.items()},
-        "tags": tags,
     }
+    rows += [describe(f"app.{name}", function.op, [f"app:{name}"]) for name, function in lent.items()]
+    described_by = join(function.label for function in lent.values())
+    request.call.reply({"ops": rows}, described_by, kernel.authority.labels.source("apps", "sys.ops", described_by))
+    return None
 
 
-@_syscall(protocol.Shutdown)
+@syscall(protocol.Shutdown)
 def _shutdown(kernel: Kernel, request: Request, args: protocol.Shutdown) -> Result:  # noqa: ARG001
     kernel.loop.later(0, kernel.shutdown)
     return {}
@@ -138,61 +151,73 @@ def _shutdown(kernel: Kernel, request: Request, args: protocol.Shutdown) -> Resu
 # -- proc --------------------------------------------------------------------------------------------------------------
 
 
-@_syscall(protocol.Spawn)
+@syscall(protocol.Spawn)
 def _spawn(kernel: Kernel, request: Request, args: protocol.Spawn) -> Result:
     peer, call = request.peer, request.call
-    process = kernel.spawn_agent(
-        args.program, args.args, args.allow, peer.holder, peer.process.pid if peer.process is not None else 0
+    parent = peer.process.pid if peer.process is not None else 0
+    process = kernel.agents.spawn(
+        Birth(args.program, args.args, args.allow, peer.holder, parent, call.label, Mode(args.mode))
     )
+    kernel.watch_clock()
     if process.state is State.FAILED:
         raise OpError(Code.UNAVAILABLE, f"{args.program} cannot be started: {process.status}", "see `llmosctl doctor`")
     if not args.wait:
         return {"pid": process.pid}
-    kernel.waiters[process.pid] = call
-    call.on_end = lambda: _stop_waiting(kernel, process)
+    kernel.agents.waiters[process.pid] = call
+    call.on_end = lambda: kernel.agents.stop_waiting(process)
     return None
 
 
-def _stop_waiting(kernel: Kernel, process: Process) -> None:
-    """Nobody waits for the agent's result any more: it has given it, or its caller has gone and it ends with it."""
-    if kernel.waiters.pop(process.pid, None) is not None:
-        kernel.supervisor.stop(process)
-
-
-@_syscall(protocol.ListProcesses)
+@syscall(protocol.ListProcesses)
 def _list(kernel: Kernel, request: Request, args: protocol.ListProcesses) -> Result:  # noqa: ARG001
     own = {
         "pid": 0, "name": "kernel", "kind": "kernel", "state": "ready", "parent": 0, "os_pid": os.getpid(), "started": 0.0,
-        "restarts": 0, "rss_mb": own_rss_mb(), "cpu_s": round(sum(os.times()[:2]), 2), "calls": 0, "status": "",
+        "restarts": 0, "rss_mb": own_rss_mb(), "cpu_s": round(sum(os.times()[:2]), 2), "calls": 0, "status": "", "label": str(BOTTOM),
     }  # fmt: skip
-    return {"processes": [own, *(process.describe() for process in kernel.processes)]}
+    labels = kernel.authority.labels
+    rows = [{**process.describe(), "label": str(_of(kernel, process))} for process in kernel.processes]
+    said_by = join(_of(kernel, process) for process in kernel.processes if process.status)
+    request.call.reply({"processes": [own, *rows]}, said_by, labels.source("processes", "proc.list", said_by))
+    return None
 
 
-@_syscall(protocol.Kill)
+def _of(kernel: Kernel, process: Process) -> Label:
+    """What a process has seen; the gates and the core hold nothing of their own."""
+    return kernel.authority.labels.of(process.name) if process.manifest is not None else BOTTOM
+
+
+@syscall(protocol.Kill)
 def _kill(kernel: Kernel, request: Request, args: protocol.Kill) -> Result:  # noqa: ARG001
     kernel.supervisor.stop(kernel.processes.get(args.pid), force=args.force)
     return {}
 
 
-@_syscall(protocol.Logs)
-def _logs(kernel: Kernel, request: Request, args: protocol.Logs) -> Result:  # noqa: ARG001
+@syscall(protocol.Logs)
+def _logs(kernel: Kernel, request: Request, args: protocol.Logs) -> Result:
     process = kernel.processes.named(args.name)
-    ring = kernel.log_ring if args.name == "kernel" else process.log if process else kernel.ended_logs.get(args.name)
+    ended = kernel.agents.ended_logs
+    ring = kernel.log_ring if args.name == "kernel" else process.log if process else ended.get(args.name)
     if ring is None:
-        known = ", ".join(["kernel", *(one.name for one in kernel.processes), *kernel.ended_logs])
+        known = ", ".join(["kernel", *(one.name for one in kernel.processes), *ended])
         raise OpError(Code.NOT_FOUND, f"no process is called {args.name!r}", f"known: {known}")
     lines = list(ring.lines)[-args.lines :]
     while sum(len(line) for line in lines) > 40_000:  # what fits an answer; the newest matter most
         lines = lines[len(lines) // 4 + 1 :]
-    return {"name": args.name, "lines": lines}
+    label = kernel.authority.labels.of(process.name if process is not None and process.manifest else args.name)
+    said_by = BOTTOM if ring is kernel.log_ring else label
+    request.call.reply(
+        {"name": args.name, "lines": lines}, said_by, kernel.authority.labels.source(args.name, "proc.logs", said_by)
+    )
+    return None
 
 
-@_syscall(protocol.Emit)
+@syscall(protocol.Emit)
 def _emit(kernel: Kernel, request: Request, args: protocol.Emit) -> Result:
-    waiter = kernel.waiters.get(_own_process(request).pid)
+    process = _own_process(request)
+    waiter = kernel.agents.waiters.get(process.pid)
     if waiter is None:
         return {}
-    waiter.chunk(args.data)
+    waiter.chunk(args.data, request.call.label, _said(kernel, process, request.call))
     if not waiter.behind:
         return {}
     earlier = waiter.on_drained
@@ -206,17 +231,22 @@ def _emit(kernel: Kernel, request: Request, args: protocol.Emit) -> Result:
     return None
 
 
-@_syscall(protocol.Exit)
+@syscall(protocol.Exit)
 def _exit(kernel: Kernel, request: Request, args: protocol.Exit) -> Result:
     process = _own_process(request)
     error = OpError.from_wire(args.error) if args.error is not None else None
-    waiter = kernel.waiters.pop(process.pid, None)
+    waiter = kernel.agents.waiters.pop(process.pid, None)
     if waiter is not None:
+        source = _said(kernel, process, request.call)
         if error is not None:
-            waiter.fail(error)
+            waiter.fail(error, request.call.label, source)
         else:
-            waiter.reply({"pid": process.pid, "result": args.result or {}})
+            waiter.reply({"pid": process.pid, "result": args.result or {}}, request.call.label, source)
     return {}
+
+
+def _said(kernel: Kernel, process: Process, call: Call) -> Source:
+    return kernel.authority.labels.source(process.name, call.op, call.label, call.id)
 
 
 def _own_process(request: Request) -> Process:
@@ -228,21 +258,46 @@ def _own_process(request: Request) -> Process:
 # -- bus ---------------------------------------------------------------------------------------------------------------
 
 
-@_syscall(protocol.Publish)
+@syscall(protocol.Publish)
 def _publish(kernel: Kernel, request: Request, args: protocol.Publish) -> Result:
-    return {"receivers": kernel.publish(args.topic, args.data, request.peer.holder)}
+    return {"receivers": kernel.publish(args.topic, args.data, request.peer.holder, request.call.label)}
 
 
-@_syscall(protocol.Subscribe)
+@syscall(protocol.Subscribe)
 def _subscribe(kernel: Kernel, request: Request, args: protocol.Subscribe) -> Result:
-    return {
-        "subscription": kernel.bus.subscribe(
-            request.peer.conn, args.topic, request.cap.id if request.cap is not None else ""
-        )
-    }
+    peer, cap = request.peer, request.call.cap
+    number = kernel.bus.subscribe(peer.conn, args.topic, cap.id if cap is not None else "", peer.holder, peer.client)
+    request.call.reply({"subscription": number})  # before the first event, so that the caller knows what it belongs to
+    kernel.send_retained(peer.conn, args.topic)
+    return None
 
 
-@_syscall(protocol.Unsubscribe)
+@syscall(protocol.Replay)
+def _replay(kernel: Kernel, request: Request, args: protocol.Replay) -> Result:
+    rows, following = kernel.events.page(args.topic, args.after, args.since, args.limit)
+    label = join(Label.from_wire(row.label) for row in rows)
+    source = kernel.authority.labels.source("events", f"replay {args.topic}", label)
+    request.call.reply({"events": [row.describe() for row in rows], "next": following}, label, source)
+    return None
+
+
+@syscall(protocol.ListSubscriptions)
+def _subscriptions(kernel: Kernel, request: Request, args: protocol.ListSubscriptions) -> Result:  # noqa: ARG001
+    """Those that lose most first."""
+    rows = [
+        {
+            "id": one.id,
+            "holder": one.holder,
+            "client": one.client,
+            "topic": one.pattern,
+            "dropped": kernel.dropped.get(one.conn, 0),
+        }
+        for one in kernel.bus.subscriptions()
+    ]
+    return {"subscriptions": fitting(sorted(rows, key=lambda row: -row["dropped"]))}
+
+
+@syscall(protocol.Unsubscribe)
 def _unsubscribe(kernel: Kernel, request: Request, args: protocol.Unsubscribe) -> Result:
     kernel.bus.unsubscribe(request.peer.conn, args.subscription)
     return {}
@@ -251,30 +306,54 @@ def _unsubscribe(kernel: Kernel, request: Request, args: protocol.Unsubscribe) -
 # -- llm ---------------------------------------------------------------------------------------------------------------
 
 
-@_syscall(protocol.Generate)
+@syscall(protocol.Generate)
 def _generate(kernel: Kernel, request: Request, args: protocol.Generate) -> Result:
     kernel.model.generate(request.call, args, request.peer.holder)
     return None
 
 
-@_syscall(protocol.OpenContext)
+@syscall(protocol.OpenContext)
 def _open(kernel: Kernel, request: Request, args: protocol.OpenContext) -> Result:  # noqa: ARG001
     return {"context": kernel.model.open(request.peer.holder)}
 
 
-@_syscall(protocol.CloseContext)
+@syscall(protocol.CloseContext)
 def _close(kernel: Kernel, request: Request, args: protocol.CloseContext) -> Result:
     kernel.model.close(args.context, request.peer.holder)
     return {}
 
 
-@_syscall(protocol.Embed)
+@syscall(protocol.Embed)
 def _embed(kernel: Kernel, request: Request, args: protocol.Embed) -> Result:
     kernel.model.embed(request.call, args, request.peer.holder)
     return None
 
 
-@_syscall(protocol.LoadModel)
+@syscall(protocol.Extract)
+def _extract(kernel: Kernel, request: Request, args: protocol.Extract) -> Result:
+    """The bits are spent before the model runs, whatever it answers."""
+    holder = request.peer.holder
+    values = [kernel.authority.values.get(holder, handle) for handle in args.values]
+    label = join((request.call.label, *(value.label for value in values)))
+    kernel.authority.task(holder).budget.spend(bits(args.schema))
+    texts = [_text(wire.decode(value.body)) for value in values]
+
+    def reveal(text: str) -> tuple[dict[str, Any], Label]:
+        try:
+            answer = msgspec.json.decode(text)
+        except msgspec.DecodeError:
+            raise OpError(Code.UNAVAILABLE, "llm.extract: the model gave no answer", "ask a simpler question") from None
+        return {"answer": answer}, request.call.label | revealed(args.schema, answer, label)
+
+    kernel.model.extract(request.call, args, holder, texts, label, reveal)
+    return None
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else msgspec.json.encode(value).decode()
+
+
+@syscall(protocol.LoadModel)
 def _load(kernel: Kernel, request: Request, args: protocol.LoadModel) -> Result:
     kernel.load_model(args.model)
     kernel.model.loaded(request.call, lambda: kernel.journal.set("model", args.model))
@@ -284,9 +363,10 @@ def _load(kernel: Kernel, request: Request, args: protocol.LoadModel) -> Result:
 # -- fn ----------------------------------------------------------------------------------------------------------------
 
 
-@_syscall(protocol.Register)
+@syscall(protocol.Register)
 def _register(kernel: Kernel, request: Request, args: protocol.Register) -> Result:
-    known = kernel.functions.get(args.name)
+    functions = kernel.forwarder.functions
+    known = functions.get(args.name)
     if known is not None and known.conn != request.peer.conn:
         raise OpError(Code.CONFLICT, f"app.{args.name} is lent by another program", "choose another name")
     try:
@@ -297,95 +377,37 @@ def _register(kernel: Kernel, request: Request, args: protocol.Register) -> Resu
         raise OpError(
             Code.TOO_LARGE, f"fn.register: more than {params.FUNCTION_BYTES} bytes of description", "say it shorter"
         )
-    lent = sum(function.conn == request.peer.conn for function in kernel.functions.values())
+    lent = sum(function.conn == request.peer.conn for function in functions.values())
     if known is None and lent >= params.MAX_FUNCTIONS:
         raise OpError(Code.BUSY, f"{params.MAX_FUNCTIONS} functions on one connection", "unregister some")
     op = manifests.Op(effect=args.effect, summary=args.summary, utterances=args.utterances, args=spec)
-    kernel.lend(args.name, request.peer, op)
+    label = request.call.label | Label.make("trusted", [f"app:{args.name}"])
+    if request.peer.holder != USER:
+        label = label | Label(Integrity.UNTRUSTED)
+    functions[args.name] = Function(request.peer.conn, request.peer.holder, op, label)
     return {"op": f"app.{args.name}"}
 
 
-@_syscall(protocol.Unregister)
+@syscall(protocol.Unregister)
 def _unregister(kernel: Kernel, request: Request, args: protocol.Unregister) -> Result:
-    known = kernel.functions.get(args.name)
+    known = kernel.forwarder.functions.get(args.name)
     if known is None or known.conn != request.peer.conn:
         raise OpError(Code.NOT_FOUND, f"you lend no function {args.name!r}")
-    del kernel.functions[args.name]
+    del kernel.forwarder.functions[args.name]
     return {}
 
 
-# -- perm, driver ------------------------------------------------------------------------------------------------------
+# -- driver ------------------------------------------------------------------------------------------------------------
 
 
-@_syscall(protocol.Grant)
-def _grant(kernel: Kernel, request: Request, args: protocol.Grant) -> Result:
-    if kernel.programs.manifest(args.holder) is None:
-        known = ", ".join([*kernel.programs.drivers, *kernel.programs.agents])
-        raise OpError(Code.NOT_FOUND, f"no driver or agent is called {args.holder!r}", f"installed: {known}")
-    right = Right.parse(args.cap, str(kernel.places.home))
-    kernel.programs.check_right(right)
-    launch.refuse_own(right, kernel.places)
-    for held in kernel.caps.held(args.holder):
-        if held.right.covers(right):
-            return {"id": held.id, "cap": str(held.right)}
-    cap = kernel.caps.derive(request.peer.holder, right, args.holder, f"granted by {request.peer.holder}")
-    try:
-        kernel.journal.add_grant(cap.id, args.holder, str(right), cap.origin)
-    except OpError:
-        kernel.caps.revoke(cap.id)
-        raise
-    kernel.granted(cap)
-    return {"id": cap.id, "cap": str(right)}
-
-
-@_syscall(protocol.Revoke)
-def _revoke(kernel: Kernel, request: Request, args: protocol.Revoke) -> Result:  # noqa: ARG001
-    cap = kernel.caps.get(args.id)
-    if cap is None or (cap.holder == USER and cap.parent is None):
-        raise OpError(Code.NOT_FOUND, f"no grant {args.id!r}", "see `llmosctl perm ls`")
-    gone = kernel.caps.revoke(args.id)
-    for one in gone:
-        kernel.journal.remove_grant(one.id)
-    kernel.revoked(gone)
-    return {"revoked": len(gone)}
-
-
-@_syscall(protocol.ListGrants)
-def _grants(kernel: Kernel, request: Request, args: protocol.ListGrants) -> Result:  # noqa: ARG001
-    caps = [
-        {"id": cap.id, "parent": cap.parent or "", "holder": cap.holder, "cap": str(cap.right), "origin": cap.origin}
-        for cap in kernel.caps
-        if args.holder in ("", cap.holder)
-    ]
-    requests = [
-        row
-        for name in [*kernel.programs.drivers, *kernel.programs.agents]
-        if args.holder in ("", name)
-        for row in _requests(kernel, name)
-    ]
-    return {"caps": caps, "requests": requests}
-
-
-def _requests(kernel: Kernel, name: str) -> list[dict[str, Any]]:
-    """What a program asks for, and whether it has it. A path that does not exist is not asked for."""
-    manifest = kernel.programs.manifest(name)
-    rows = []
-    for text in manifest.permissions.capabilities() if manifest is not None else []:
-        right = Right.parse(text, str(kernel.places.home))
-        granted = any(cap.right.covers(right) for cap in kernel.caps.held(name))
-        present = right.object != "fs" or all(os.path.exists(path) for path in right.scope.get("path", ()))  # noqa: PTH110
-        rows.append({"holder": name, "cap": str(right), "granted": granted, "present": present})
-    return rows
-
-
-@_syscall(protocol.ListDrivers)
+@syscall(protocol.ListDrivers)
 def _drivers(kernel: Kernel, request: Request, args: protocol.ListDrivers) -> Result:  # noqa: ARG001
     rows = [_driver(kernel, name) for name in kernel.programs.drivers]
     rows += [{"name": name, "state": "broken", "status": why} for name, why in kernel.programs.broken.items()]
     return {"drivers": rows}
 
 
-@_syscall(protocol.ShowDriver)
+@syscall(protocol.ShowDriver)
 def _show_driver(kernel: Kernel, request: Request, args: protocol.ShowDriver) -> Result:  # noqa: ARG001
     manifest = kernel.programs.drivers.get(args.name)
     if manifest is None:
@@ -406,5 +428,5 @@ def _driver(kernel: Kernel, name: str) -> dict[str, Any]:
         "status": process.status if process is not None else "",
         "pid": process.pid if process is not None else 0,
         "ops": [f"{name}.{verb}" for verb in manifest.ops],
-        "requests": _requests(kernel, name),
+        "requests": kernel.programs.requests(name, str(kernel.places.home), kernel.caps.held(name)),
     }

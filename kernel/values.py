@@ -1,6 +1,6 @@
 """Values by reference: results that stay with the kernel, so that a process can pass on what it has not read.
 
-A process asks for a reply to be kept and gets a handle. `{"$v": HANDLE}` anywhere in the arguments of a later call stands for
+A process asks for a reply to be kept and gets a handle. `{"$v": HANDLE}`, or the whole description, anywhere in the arguments of a later call stands for
 the value; its label joins the call's, not the caller's. What a process may learn of a value without being tainted is little
 and counted: type and size, coarsely (`describe`), how a call with it ended (`OUTCOME_BITS`), and the answers of
 `llm.extract`, each against the task's bit budget. A pure state machine: the randomness of the handles is its only input.
@@ -47,6 +47,7 @@ MAX_PATH = 16
 """Steps of a path into a value."""
 
 REFERENCE = "$v"
+_DESCRIPTION = frozenset({REFERENCE, "type", "bytes", "label"})
 _STEP = re.compile(r"\.([A-Za-z_][A-Za-z0-9_\-]{0,79})|\[(\d{1,5})\]")
 _TYPES = {
     dict: "object",
@@ -158,8 +159,10 @@ class Values:
                 return item
             if REFERENCE not in item:
                 return {key: replaced(inside(path, key), part) for key, part in item.items()}
-            if item.keys() != {REFERENCE}:
-                raise OpError(Code.INVALID_ARGUMENT, f"{path}: a reference is a map of {REFERENCE} alone")
+            if not item.keys() <= _DESCRIPTION:
+                raise OpError(
+                    Code.INVALID_ARGUMENT, f"{path}: a reference is a map of {REFERENCE}, or a value's description"
+                )
             value = self.get(owner, item[REFERENCE])
             room[0] -= len(value.body)
             if room[0] < 0:

@@ -14,17 +14,18 @@ import contextvars
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, overload
 
-from llmos.ipc.connection import Connection, Event, Incoming, Stream, Unreachable
+from llmos.ipc.connection import AppKey, Connection, Event, Incoming, Stream, Unreachable
 from llmos.ipc.errors import Code, OpError
 from llmos.ipc.protocol import Effect
 from llmos.userland import functions
 
 if TYPE_CHECKING:
+    from datetime import datetime
     from types import TracebackType
 
     from llmos.ipc import embedding
 
-__all__ = ["Client", "Code", "Effect", "Event", "Generation", "OpError", "Stream", "Unreachable"]
+__all__ = ["AppKey", "Client", "Code", "Effect", "Event", "Generation", "OpError", "Stream", "Unreachable"]
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -73,10 +74,13 @@ class Generation(Iterator[str]):
 
 
 class Client:
-    """A program's connection to the system. Connects on first use; see `Connection` for where and as whom."""
+    """A program's connection to the system. Connects on first use; see `Connection` for where and as whom.
 
-    def __init__(self, connection: Connection | None = None, *, name: str = "") -> None:
-        self.connection = connection or Connection(client=name)
+    A program from outside gives its app's `key`, or has the key file's path in `LLMOS_APP_KEY`.
+    """
+
+    def __init__(self, connection: Connection | None = None, *, name: str = "", key: AppKey | None = None) -> None:
+        self.connection = connection or Connection(client=name, key=key)
         self._functions: dict[str, functions.Function] = {}
 
     def __enter__(self) -> Self:
@@ -104,6 +108,12 @@ class Client:
     ) -> Stream:
         """The same for an op that answers in chunks."""
         return self.connection.stream(op, {**(args or {}), **named}, timeout=timeout, parent=_serving.get())
+
+    def keep(
+        self, op: str, args: Mapping[str, Any] | None = None, /, *, timeout: float | None = None, **named: Any
+    ) -> dict[str, Any]:
+        """A call whose result stays with the kernel: `{$v, type, bytes, label}`; pass `{"$v": …}` to another op in its place."""
+        return self.connection.call(op, {**(args or {}), **named}, timeout=timeout, parent=_serving.get(), keep=True)
 
     def ops(self) -> list[dict[str, Any]]:
         """The ops this program's capabilities reach: `{op, summary, effect, utterances, control, args, tags}`."""
@@ -152,9 +162,12 @@ class Client:
 
     # -- topics ----------------------------------------------------------------------------------------------------
 
-    def subscribe(self, topic: str) -> Iterator[Event]:
-        """Events from now on, for ever; `*` in the pattern stands for one level, at its end for the rest."""
-        return self.connection.subscribe(topic)
+    def subscribe(self, topic: str, since: datetime | float | None = None) -> Iterator[Event]:
+        """Events from now on, for ever; `*` in the pattern stands for one level, at its end for the rest.
+
+        With `since` (a time, or seconds since 1970) the stored events of durable topics from then on come first.
+        """
+        return self.connection.subscribe(topic, since)
 
     def publish(self, topic: str, **data: Any) -> int:
         """How many mailboxes it went to."""

@@ -91,6 +91,11 @@ def packages() -> tuple[Path, ...]:
     return tuple(found)
 
 
+def sees(path: Path) -> bool:
+    """Whether every jail shows this, whatever its policy says."""
+    return _inside(path, (*interpreter(), *packages(), *_existing(_SYSTEM)))
+
+
 def kernel_parts(policy: Policy) -> tuple[Path, ...]:
     """The files and directories of llmos.kernel that a policy names. Raises JailError for one that does not exist."""
     if not policy.kernel_modules:

@@ -21,6 +21,43 @@ GOLDEN = {
         Header(kind=Kind.EVENT, topic="mail.received", seq=1, sender="mail", ts=1.5),
         "85a46b696e64a56576656e74a373657101a673656e646572a46d61696ca5746f706963ad6d61696c2e7265636569766564a27473cb3ff8000000000000",
     ),
+    "keeping call": (
+        Header(kind=Kind.CALL, id=7, op="mail.read", cap="c3", keep=True),
+        "85a46b696e64a463616c6ca2696407a26f70a96d61696c2e72656164a3636170a26333a46b656570c3",
+    ),
+    "labelled reply": (
+        Header(kind=Kind.REPLY, id=7, label=["u", "mail", "work"]),
+        "83a46b696e64a57265706c79a2696407a56c6162656c93a175a46d61696ca4776f726b",
+    ),
+    "durable event": (
+        Header(kind=Kind.EVENT, topic="mail.received", seq=1, sender="mail", label=["u", "mail"], ts=1.5, number=70000),
+        "87a46b696e64a56576656e74a373657101a673656e646572a46d61696ca56c6162656c92a175a46d61696ca5746f706963ad6d61696c2e7265636569766564a27473cb3ff8000000000000a66e756d626572ce00011170",
+    ),
+    "every field": (
+        Header(
+            kind=Kind.CALL,
+            id=1,
+            op="a.b",
+            deadline_ms=2,
+            parent=3,
+            cap="c",
+            keep=True,
+            credit=4,
+            ok=False,
+            seq=5,
+            n=6,
+            sender="s",
+            scope={"k": ["v"]},
+            label=["u"],
+            topic="t",
+            ts=1.5,
+            number=7,
+        ),
+        (
+            "de0011a46b696e64a463616c6ca2696401a26f70a3612e62ab646561646c696e655f6d7302a6706172656e7403a3636170a163a46b656570c3a66372"
+            "6564697404a26f6bc2a373657105a16e06a673656e646572a173a573636f706581a16b91a176a56c6162656c91a175a5746f706963a174a27473cb3ff8000000000000a66e756d62657207"
+        ),
+    ),
 }
 
 
@@ -36,6 +73,13 @@ def test_an_unknown_header_field_is_ignored() -> None:
     """What a newer peer adds does no harm."""
     raw = {"kind": "call", "id": 1, "op": "sys.ping", "colour": "red"}
     assert parse_header(raw) == Header(kind=Kind.CALL, id=1, op="sys.ping")
+
+
+def test_a_longer_form_of_the_map_is_understood() -> None:
+    """msgpack has three ways to say how many fields come; a client in another language may use any."""
+    _, golden = GOLDEN["cancel"]
+    for start in ("de0002", "df00000002"):
+        assert parse_header(wire.decode_map(bytes.fromhex(start + golden[2:]))) == Header(kind=Kind.CANCEL, id=7)
 
 
 @pytest.mark.parametrize(

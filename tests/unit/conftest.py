@@ -99,11 +99,11 @@ class GateDouble:
             self.cancels.put(header.id)
         elif header.kind is Kind.CALL:
             self._peer = peer
-            self._answer(peer, header, args)
             with self._seen:
                 self.log.append((header.op, args))
                 self.headers.append(header)
                 self._seen.notify_all()
+            self._answer(peer, header, args)
 
     def _answer(self, peer: bytes, header: Header, args: dict[str, Any]) -> None:
         for seq, chunk in enumerate(self.chunks.get(header.op, [])):

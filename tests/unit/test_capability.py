@@ -526,3 +526,25 @@ def test_nobody_fills_the_table(table: Table) -> None:
         give(table, "a", "mail.send", "a")
     assert caught.value.code is Code.BUSY
     give(table, "a", "mail.send", "b")
+
+
+@pytest.mark.parametrize(
+    ("giver", "asked", "given"),
+    [
+        ("", "", ""),
+        ("integrity=trusted", "", "integrity=trusted"),
+        ("", "clearance=mail", "clearance=mail"),
+        ("clearance=mail, clearance=calendar", "clearance=mail, clearance=health", "clearance=mail"),
+        ("clearance=none", "clearance=mail", "clearance=none"),
+        ("clearance=*", "clearance=mail", "clearance=mail"),
+        ("clearance=mail", "clearance=*", "clearance=mail"),
+    ],
+)
+def test_a_ceiling_is_never_raised_on_the_way_down(giver: str, asked: str, given: str) -> None:
+    """Whoever passes a right on passes its ceiling on too, or a lower one."""
+    table = Table(lambda: 0.0)
+    held = table.mint("a", Right.parse(f"mail.send(grantable=yes{', ' * bool(giver)}{giver})"), "granted")
+    made = table.derive("a", Right.parse(f"mail.send({asked})" if asked else "mail.send"), "b", "handed on")
+    assert made.right == Right.parse(f"mail.send({given})" if given else "mail.send")
+    assert made.right.ceiling <= held.right.ceiling
+    assert Right.parse(str(made.right)) == made.right

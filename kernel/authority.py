@@ -1,0 +1,303 @@
+"""Authority: whether a call may go out, under which label, and what is written down before it does.
+
+Puts the pure parts together. Capabilities say who may, labels what anybody has seen, the sink rule what follows from both, approvals
+what the user says of it, and the audit log what came of it. Everything is decided here and nothing is sent.
+
+The order for a call with an effect is always the same: `check` (the capability, one call charged) → `decide` (the sink rule, the
+capability's ceiling and how often it asks) → the approval, where one is needed (`asking.py`) → `passing` (the audit log) → the call
+goes out → `passed` (the plan's step is used up).
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import structlog
+
+from llmos.ipc import wire
+from llmos.ipc.errors import Code, OpError
+from llmos.ipc.protocol import Effect
+from llmos.kernel import params
+from llmos.kernel.approvals import Approval, Approvals, Rule, Subject
+from llmos.kernel.audit import Audit, Kind
+from llmos.kernel.capability import USER, Capability, Scope, Table, normal_value
+from llmos.kernel.capability_right import Approval as Asks
+from llmos.kernel.flow import Decision, Flow, Mode, Request, Verdict
+from llmos.kernel.journal import Journal, Kept
+from llmos.kernel.labels import BOTTOM, Label, Labels, Source
+from llmos.kernel.scope import NO_KINDS, KeyKinds
+from llmos.kernel.undo import Undo
+from llmos.kernel.values import OUTCOME_BITS, Budget, Values
+
+log = structlog.get_logger()
+
+_REFUSALS = frozenset({Code.DENIED, Code.REVOKED, Code.TAINTED, Code.BUDGET, Code.NEEDS_APPROVAL})
+"""Errors that the audit log hears of."""
+_SYNCED = frozenset({Effect.SEND, Effect.ACTUATE, Effect.EXEC})
+"""Effects that cannot be taken back: on the disk before they happen."""
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """One run of a program, which no later one can pretend to be."""
+
+    id: str
+    program: str
+    budget: Budget
+
+
+@dataclass(slots=True)
+class _Denials:
+    """How fast a holder's denials may fill the log."""
+
+    tokens: float
+    refilled: float
+    unwritten: int = 0
+
+
+class Authority:
+    """All that is known of who may do what, and why.
+
+    Args:
+        clock: seconds since 1970 UTC.
+        home: the user's home, what `~` means in a path.
+        objects: object → the kinds of its scope keys; may grow.
+        changed: told of every approval that was asked or settled.
+        headless: nobody is there to ask.
+    """
+
+    def __init__(
+        self,
+        clock: Callable[[], float],
+        home: str,
+        objects: Mapping[str, KeyKinds],
+        journal: Journal,
+        audit: Audit,
+        changed: Callable[[Approval], None],
+        *,
+        headless: bool = False,
+    ) -> None:
+        self._clock = clock
+        self._home = home
+        self._objects = objects
+        self._journal = journal
+        self.audit = audit
+        self.caps = Table(clock, objects)
+        self.labels = Labels(clock)
+        self.flow = Flow(home=home)
+        self.values = Values()
+        self.approvals = Approvals(clock, Kept(journal, "approval"), changed, headless=headless)
+        self.undo = Undo(clock, Kept(journal, "undo"))
+        self._app_labels = Kept(journal, "app_label")
+        self._tasks: dict[str, Task] = {}
+        self._asked: set[str] = set()
+        """Capabilities with `approval=first` that the user has approved once."""
+        self._denials: dict[str, _Denials] = {}
+        self.labels.born(USER, fixed=True)
+
+    # -- who there is ----------------------------------------------------------------------------------------------
+
+    def born(self, holder: str, label: Label, *, fixed: bool = False) -> None:
+        """A driver (`fixed`: it keeps its callers' data apart) or an app."""
+        self.labels.born(holder, label, fixed=fixed)
+        self._tasks[holder] = Task(holder, holder, Budget())
+
+    def app_born(self, holder: str) -> None:
+        """A program from outside keeps what it has seen: its label outlives the kernel."""
+        known: list[str] = next((row["label"] for row in self._app_labels.load() if row["id"] == holder), [])
+        self.born(holder, Label.from_wire(known))
+
+    def app_removed(self, holder: str) -> list[Capability]:
+        """The next one of this name has seen nothing. → the capabilities that went with it."""
+        self._app_labels.delete(holder)
+        return self.ended(holder)
+
+    def agent_born(
+        self, name: str, program: str, giver: str, label: Label, args: Mapping[str, Any], mode: Mode
+    ) -> None:
+        """One run of an agent: it has seen what its spawner and its arguments have; what a trusted spawner says, the user says."""
+        self.labels.born(name, label, self.labels.source(giver, "spawn", label))
+        self.flow.begin(name, "\n".join(_texts(args)), label, mode)
+        self._tasks[name] = Task(secrets.token_hex(8), program, Budget())
+
+    def ended(self, holder: str) -> list[Capability]:
+        """It has ceased to exist. → the capabilities that went with it."""
+        self.labels.ended(holder)
+        self.flow.end(holder)
+        self.values.ended(holder)
+        task = self._tasks.pop(holder, None)
+        if task is not None:
+            self.approvals.task_ended(task.id)
+        self._denials.pop(holder, None)
+        return self.caps.drop(holder)
+
+    def task(self, holder: str) -> Task:
+        """Raises `OpError(NOT_FOUND)` for one that is no program's."""
+        try:
+            return self._tasks[holder]
+        except KeyError:
+            raise OpError(Code.NOT_FOUND, f"{holder or 'the caller'} is not a running program") from None
+
+    # -- labels ----------------------------------------------------------------------------------------------------
+
+    def stamp(self, holder: str, serving: Label | None) -> Label:
+        """The label of what `holder` sends: what it has seen, and what the call has that it is serving."""
+        own = self.labels.of(holder)
+        return own if serving is None else own | serving
+
+    def receive(self, holder: str, label: Label, source: Source) -> None:
+        """Something is about to reach `holder`. Raises `OpError(UNAVAILABLE)` when that cannot be written down: then it must not."""
+        taint = self.labels.receive(holder, label, source)
+        if taint is not None:
+            self.audit.append(
+                Kind.LABEL, holder, source.via, "raised", label=str(taint.added), detail=_from(source, source.call)
+            )
+            if holder.startswith("app:"):
+                self._app_labels.save({"id": holder, "label": self.labels.of(holder).to_wire()})
+
+    def spend_outcome(self, holder: str) -> None:
+        """How a call ends tells a little of what a kept answer holds. Raises `OpError(BUDGET)` before it is made."""
+        if self.labels.of(holder).trusted and holder in self._tasks:
+            self._tasks[holder].budget.spend(OUTCOME_BITS)
+
+    # -- capabilities ----------------------------------------------------------------------------------------------
+
+    def scope_values(self, object_: str, scope: Mapping[str, str], args: Mapping[str, Any]) -> Scope:
+        """Scope key → what the request names, in its one normal form; a key it leaves open is left out.
+
+        Raises `OpError(INVALID_ARGUMENT)`.
+        """
+        values: dict[str, tuple[str, ...]] = {}
+        kinds = self._objects.get(object_, NO_KINDS)
+        for key, name in scope.items():
+            given = args.get(name)
+            if given is None or given == "" or given == []:
+                continue
+            texts = given if isinstance(given, list) else [given]
+            values[key] = tuple(normal_value(key, str(text), self._home, kinds) for text in texts)
+        return values
+
+    def check(self, holder: str, object_: str, verb: str, values: Scope, handle: str = "", size: int = 0) -> Capability:
+        """The capability that allows a request of `size` bytes; what it costs is charged. Raises `OpError` `DENIED`, `BUDGET`."""
+        cap = self.caps.check(holder, object_, verb, values, handle)
+        self.charge(cap, bytes=size)
+        return cap
+
+    def charge(self, cap: Capability | None, *, bytes: int = 0, tokens: int = 0) -> None:  # noqa: A002
+        """What a request has used, remembered before it has any effect. Raises `OpError` `BUDGET`, `REVOKED`."""
+        try:
+            if cap is not None and cap.accounts and (bytes or tokens):
+                self.caps.charge(cap, bytes=bytes, tokens=tokens)
+        finally:
+            if self.caps.unsaved:
+                self._journal.set_spending(self.caps.take_unsaved())
+
+    # -- the decision ----------------------------------------------------------------------------------------------
+
+    def decide(self, request: Request, cap: Capability) -> Decision:
+        """The sink rule's word and the capability's. Changes nothing. Raises `OpError(DENIED)`."""
+        decision = self.flow.decide(request)
+        if cap.right.approval is Asks.EACH:
+            decision = decision.at_least(Verdict.ASK, "the capability asks each time")
+        elif cap.right.approval is Asks.FIRST and cap.id not in self._asked:
+            decision = decision.at_least(Verdict.ASK, "the capability asks the first time")
+        if decision.verdict is Verdict.DENY:
+            raise OpError(Code.DENIED, f"{request.op}: {'; '.join(decision.reasons)}", f"llmosctl why {request.holder}")
+        return decision
+
+    def subject(self, request: Request, decision: Decision) -> Subject:
+        """What an approval of this call is bound to."""
+        task = self.task(request.holder)
+        return Subject(
+            op=request.op,
+            args=request.args,
+            holder=request.holder,
+            program=task.program,
+            task=task.id,
+            label=decision.label,
+            control=request.control,
+        )
+
+    def passing(
+        self, call: int, request: Request, decision: Decision, cap: Capability | None, by: Approval | Rule | None
+    ) -> None:
+        """The call is about to go out. Raises `OpError(UNAVAILABLE)` when that cannot be written down: then it must not."""
+        if request.effect is not Effect.READ:
+            self.labels.mark(call, request.holder, decision.label)
+        self.audit.append(
+            Kind.EFFECT,
+            request.holder,
+            request.op,
+            "approved" if by is not None else "allowed",
+            cap=cap.id if cap is not None else "",
+            label=str(decision.label),
+            args=wire.encode(dict(request.args)),
+            detail=f"call {call}" + (f", {by.id}" if by is not None else ""),
+            sync=request.effect in _SYNCED,
+        )
+
+    def passed(self, request: Request, decision: Decision, cap: Capability | None, by: Approval | Rule | None) -> None:
+        """The call has gone out: its step of the plan is used up."""
+        self.flow.commit(request.holder, decision)
+        if by is not None and cap is not None and cap.right.approval is Asks.FIRST:
+            self._asked.add(cap.id)
+
+    # -- what is written down --------------------------------------------------------------------------------------
+
+    def granted(self, cap: Capability) -> None:
+        """Raises `OpError(UNAVAILABLE)` when it cannot be written down: then it must not be given."""
+        self.audit.append(Kind.GRANT, cap.holder, "perm.grant", "given", cap=cap.id, detail=str(cap.right), sync=True)
+
+    def revoked(self, caps: Iterable[Capability], how: str) -> None:
+        """They are gone already, so a log that cannot be written does not hold it up."""
+        for cap in caps:
+            self._asked.discard(cap.id)
+            self._note(Kind.GRANT, cap.holder, "perm.revoke", how, cap=cap.id, detail=str(cap.right))
+
+    def settled(self, approval: Approval) -> None:
+        """An approval was asked or settled."""
+        label = str(Label.from_wire(approval.label))
+        said = approval.answer or approval.state.value
+        self._note(Kind.APPROVAL, approval.holder, approval.op, said, label=label, detail=approval.id, sync=True)
+
+    def refused(self, holder: str, op: str, error: OpError) -> None:
+        """A call was refused. A holder that is refused all the time is counted instead of filling the disk."""
+        if error.code not in _REFUSALS:
+            return
+        now = self._clock()
+        mine = self._denials.setdefault(holder, _Denials(params.AUDIT_DENIALS, now))
+        refill = max(0.0, now - mine.refilled) * params.AUDIT_DENIALS / 60
+        mine.tokens, mine.refilled = min(params.AUDIT_DENIALS, mine.tokens + refill), now
+        if mine.tokens < 1:
+            mine.unwritten += 1
+            return
+        mine.tokens -= 1
+        more = f"{mine.unwritten} more before it were not written" if mine.unwritten else ""
+        mine.unwritten = 0
+        label = str(self.labels.of(holder)) if holder else str(BOTTOM)
+        self._note(Kind.DENIAL, holder, op, error.code.value, label=label, detail=more)
+
+    def _note(self, kind: Kind, holder: str, op: str, decision: str, **fields: Any) -> None:
+        try:
+            self.audit.append(kind, holder, op, decision, **fields)
+        except OpError as error:
+            log.error("audit.unwritten", kind=kind.value, holder=holder, op=op, err=error.detail)
+
+
+def _texts(value: Any) -> Iterable[str]:
+    """Every text in it."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for item in value.values():
+            yield from _texts(item)
+    elif isinstance(value, list):
+        for item in value:
+            yield from _texts(item)
+
+
+def _from(source: Source, call: int) -> str:
+    return f"from {source.sender}" + (f", call {call}" if call else "")

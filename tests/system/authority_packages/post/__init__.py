@@ -1,0 +1,1 @@
+"""Letters and an address book, for tests."""

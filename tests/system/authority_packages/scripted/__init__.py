@@ -1,0 +1,1 @@
+"""An agent that does as its script says, for tests."""
