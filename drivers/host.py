@@ -14,6 +14,7 @@ import queue
 import sys
 import threading
 import time
+import unicodedata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +23,7 @@ import pluggy
 import structlog
 
 from llmos.drivers import hooks
-from llmos.drivers.sdk import MARK, Call, Driver, DriverEnv, zone_named
+from llmos.drivers.sdk import MARK, MAX_UNDO, PREVIEW_MARK, Call, Driver, DriverEnv, zone_named
 from llmos.ipc import log as logs
 from llmos.ipc import manifest as manifests
 from llmos.ipc.connection import Connection, Incoming
@@ -38,6 +39,11 @@ REGREET_S = 30.0
 """Seconds to look for a gate that went away before giving up."""
 REGREET_PAUSE_S = 0.05
 """Seconds between two looks."""
+MAX_PREVIEW = 20_000
+"""Characters of a preview."""
+
+_UNSHOWN = frozenset(("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"))
+"""Categories of characters that change how others are shown, or show nothing."""
 
 log = structlog.get_logger()
 
@@ -96,7 +102,7 @@ class DriverHost:
         try:
             result = self._run(name, call, incoming.args)
             items = _count(result)
-            incoming.reply(result)
+            incoming.reply(result, label=call.label or None)
         except OpError as error:
             failure = error.code
             incoming.fail(error)
@@ -123,6 +129,8 @@ class DriverHost:
         result = self.methods[name](call, **given)
         if not isinstance(result, dict):
             raise TypeError(f"{name} returned {type(result).__name__}, not a dict")
+        if op.undo and not _is_undo(result.get("undo")):
+            raise TypeError(f"{name} returned no undo, a text of at most {MAX_UNDO} characters")
         return result
 
     def _log_hint(self) -> str:
@@ -140,15 +148,76 @@ def _construct(manifest: manifests.DriverManifest) -> tuple[object, Driver]:
 
 def _methods(manifest: manifests.DriverManifest, driver: Driver) -> dict[str, Callable[..., Any]]:
     """The method of every op. Raises `OpError` that lists all that does not fit between manifest and class."""
-    marked = inspect.getmembers(type(driver), lambda member: hasattr(member, MARK))  # the class's: no property runs
-    found = {getattr(member, MARK): getattr(driver, name) for name, member in marked}
-    wrong = [f"no @op method for {name}" for name in manifest.ops if name not in found]
+    found = _marked(driver, MARK)
+    previewers = _marked(driver, PREVIEW_MARK)
+    wrong = _misfits_of_previews(manifest, previewers, found)
+    if previewers:
+        found["preview"] = _preview_op(manifest, previewers)
+    wrong += [
+        f"{name}: undo is true, and there is no op undo"
+        for name, op in manifest.ops.items()
+        if op.undo and "undo" not in found
+    ]
+    wrong += [f"no @op method for {name}" for name in manifest.ops if name not in found]
     wrong += [f"{name} is not in the manifest" for name in found if name not in manifest.ops]
     for name in manifest.ops.keys() & found.keys():
         wrong += _misfits(name, manifest.ops[name], found[name])
     if wrong:
         raise OpError(Code.INVALID_ARGUMENT, f"{manifest.entry} does not fit its manifest: " + "; ".join(sorted(wrong)))
     return found
+
+
+def _marked(driver: Driver, mark: str) -> dict[str, Callable[..., Any]]:
+    members = inspect.getmembers(type(driver), lambda member: hasattr(member, mark))  # the class's: no property runs
+    return {getattr(member, mark): getattr(driver, name) for name, member in members}
+
+
+def _misfits_of_previews(
+    manifest: manifests.DriverManifest,
+    previewers: dict[str, Callable[..., Any]],
+    methods: dict[str, Callable[..., Any]],
+) -> list[str]:
+    wrong = ["preview: made by the host of the methods marked with @previews"] if "preview" in methods else []
+    wrong += [
+        f"no @previews method for {name}" for name, op in manifest.ops.items() if op.preview and name not in previewers
+    ]
+    for name, method in previewers.items():
+        op = manifest.ops.get(name)
+        if op is None or not op.preview:
+            wrong.append(f"{name} has a preview that is not in the manifest")
+        else:
+            wrong += [f"preview of {misfit}" for misfit in _misfits(name, op, method)]
+    return wrong
+
+
+def _preview_op(manifest: manifests.DriverManifest, previewers: dict[str, Callable[..., Any]]) -> Callable[..., Any]:
+    """The op `preview`, from the previews of single ops."""
+
+    def preview(call: Call, *, op: str, args: dict[str, Any]) -> dict[str, Any]:
+        if op not in previewers:
+            raise OpError(
+                Code.UNKNOWN_OP, f"argument op: {op[:80]!r} has no preview", f"known: {', '.join(previewers)}"
+            )
+        manifest.ops[op].check(args)
+        text = previewers[op](call, **{key: value for key, value in args.items() if value is not None})
+        return {"preview": _readable(text)}
+
+    return preview
+
+
+def _readable(text: str) -> str:
+    """At most `MAX_PREVIEW` characters that a terminal shows as they are: control and direction characters become escapes."""
+    plain = "".join(
+        char if char in "\n\t" or unicodedata.category(char) not in _UNSHOWN else char.encode("unicode-escape").decode()
+        for char in text[: MAX_PREVIEW + 1]
+    )
+    if len(plain) <= MAX_PREVIEW:
+        return plain
+    return f"{plain[: MAX_PREVIEW - 80]}\n… cut here, about {max(len(text), len(plain)) - MAX_PREVIEW + 80:,} characters more"
+
+
+def _is_undo(token: object) -> bool:
+    return isinstance(token, str) and 0 < len(token) <= MAX_UNDO
 
 
 def _misfits(name: str, op: manifests.Op, method: Callable[..., Any]) -> list[str]:

@@ -16,12 +16,13 @@ class Weather(Driver):
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, tzinfo
-from typing import TYPE_CHECKING, Any, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import structlog
@@ -34,12 +35,18 @@ if TYPE_CHECKING:
 
     from llmos.ipc import embedding
 
-__all__ = ["Call", "Code", "Driver", "DriverEnv", "OpError", "hookimpl", "op"]
+__all__ = ["Call", "Code", "Driver", "DriverEnv", "OpError", "hookimpl", "op", "previews"]
 
 MARK = "__llmos_op__"
 """Attribute of a method that serves an op: the op's name."""
+PREVIEW_MARK = "__llmos_preview__"
+"""Attribute of a method that says what an op would change: that op's name."""
+MAX_UNDO = 1024
+"""Characters of the text by which an op is undone."""
 
+_TAG = re.compile(r"[a-z0-9][a-z0-9_.:\-]{0,59}")
 _Method = TypeVar("_Method", bound=Callable[..., dict[str, Any]])
+_Previewer = TypeVar("_Previewer", bound=Callable[..., str])
 
 
 @overload
@@ -50,7 +57,8 @@ def op(method: _Method | None = None, /, *, name: str = "") -> _Method | Callabl
     """Marks a method as the op of the same name, or of `name` where Python keeps that word to itself (`import`).
 
     It is called with a `Call` and the arguments that came, by keyword, checked against the manifest; one that did not
-    come takes the method's default. It returns the result, a map of at most 64 KiB on the wire, or raises `OpError`.
+    come takes the method's default. It returns the result, a map of at most 64 KiB on the wire, or raises `OpError`. Where the
+    manifest says `undo = true`, the result carries `undo`, a text of at most `MAX_UNDO` characters: what the op `undo` needs.
     """
 
     def mark(marked: _Method) -> _Method:
@@ -58,6 +66,19 @@ def op(method: _Method | None = None, /, *, name: str = "") -> _Method | Callabl
         return marked
 
     return mark if method is None else mark(method)
+
+
+def previews(name: str) -> Callable[[_Previewer], _Previewer]:
+    """Marks the method that says what the op `name` would change, for whoever has to approve it; the host makes the op `preview` of them.
+
+    It takes what the op takes, changes nothing, and returns a unified diff or plain words. Raises `OpError` as the op would.
+    """
+
+    def mark(marked: _Previewer) -> _Previewer:
+        setattr(marked, PREVIEW_MARK, name)
+        return marked
+
+    return mark
 
 
 @dataclass(frozen=True)
@@ -72,6 +93,25 @@ class Call:
     """On the clock of `time.monotonic`; None for no end."""
     cancelled: threading.Event = field(default_factory=threading.Event)
     """Set once nobody wants the answer any more."""
+    _raised: set[str] = field(default_factory=set, repr=False, compare=False)
+    """Tags, and `""` for untrusted."""
+
+    @property
+    def label(self) -> list[str]:
+        """What `raise_label` has said so far, as on the wire: empty, or `t` or `u` and the tags in order."""
+        tags = sorted(self._raised - {""})
+        return ["u" if "" in self._raised else "t", *tags] if self._raised else []
+
+    def raise_label(self, integrity: Literal["trusted", "untrusted"] = "untrusted", tags: Iterable[str] = ()) -> None:
+        """This answer is worse, or about more, than the manifest says of the op. It adds up, and nothing takes it back.
+
+        Raises `ValueError` for what is no integrity or no tag: never make a tag of a stranger's words.
+        """
+        added = {tags} if isinstance(tags, str) else set(tags)
+        wrong = [tag for tag in added if not _TAG.fullmatch(tag)]
+        if wrong or integrity not in ("trusted", "untrusted"):
+            raise ValueError(f"not a label: {integrity!r} {sorted(added)!r:.200}")
+        self._raised.update(added, {""} if integrity == "untrusted" else ())
 
     def remaining(self) -> float:
         """Seconds until the deadline, at least 0; infinity when there is none."""

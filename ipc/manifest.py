@@ -139,7 +139,11 @@ class Topic(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Whether events are stored, for `bus.replay`."""
 
 
-KERNEL_OPS = frozenset({"undo", "preview"})
+_KERNEL_OPS: dict[str, tuple[Effect, dict[str, ArgType]]] = {
+    "undo": (Effect.WRITE, {"token": "string"}),
+    "preview": (Effect.READ, {"op": "string", "args": "object"}),
+}
+KERNEL_OPS = frozenset(_KERNEL_OPS)
 """Ops of a driver that the kernel alone calls."""
 
 
@@ -176,7 +180,26 @@ class AgentManifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 def load_driver(path: Path) -> DriverManifest:
     """Raises `OpError(INVALID_ARGUMENT)` that names the file and the field."""
-    return _load(path, DriverManifest)
+    manifest = _load(path, DriverManifest)
+    for name, (effect, args) in _KERNEL_OPS.items():
+        users = [verb for verb, op in manifest.ops.items() if getattr(op, name)]
+        declared = manifest.ops.get(name)
+        if users and declared is None:
+            detail = f"{path}: ops.{users[0]}: {name} is true, and {name} is not in the manifest"
+            raise OpError(Code.INVALID_ARGUMENT, detail, f"declare [ops.{name}]")
+        if declared and (
+            declared.effect is not effect
+            or {arg: one.type for arg, one in declared.args.items() if one.required} != args
+            or declared.args.keys() != args.keys()
+            or declared.undo
+            or declared.preview
+        ):
+            wanted = ", ".join(f"{arg}: {kind}" for arg, kind in args.items())
+            detail = (
+                f"{path}: ops.{name} must have effect {effect.value} and the required arguments {wanted}, and no other"
+            )
+            raise OpError(Code.INVALID_ARGUMENT, detail)
+    return manifest
 
 
 def load_agent(path: Path) -> AgentManifest:

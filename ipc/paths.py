@@ -18,6 +18,12 @@ def state_dir() -> Path:
     return Path(home) if home else platformdirs.user_data_path("llmos")
 
 
+def config_dir() -> Path:
+    """What the user writes herself, and keys of apps."""
+    home = os.environ.get("LLMOS_HOME")
+    return Path(home) / "config" if home else platformdirs.user_config_path("llmos", appauthor=False)
+
+
 def models_dir() -> Path:
     """The model store; `LLMOS_MODELS` overrides it, so that several systems can share one."""
     models = os.environ.get("LLMOS_MODELS")

@@ -24,6 +24,8 @@ class Attempt:
     call: Call
     request: Request
     decision: Decision
+    body: bytes
+    """The arguments as they go out."""
     cap: Capability | None
     go: Callable[[], None]
     undoable: bool = False
@@ -93,7 +95,7 @@ class Asking:
 
     def _pass(self, attempt: Attempt, by: Approval | Rule | None) -> None:
         """It is written down, then it happens, then its step of the plan is used up."""
-        self._authority.passing(attempt.call.id, attempt.request, attempt.decision, attempt.cap, by)
+        self._authority.passing(attempt.call.id, attempt.request, attempt.decision, attempt.body, attempt.cap, by)
         attempt.go()
         self._authority.passed(attempt.request, attempt.decision, attempt.cap, by)
 

@@ -17,11 +17,10 @@ from typing import Any
 
 import structlog
 
-from llmos.ipc import wire
 from llmos.ipc.errors import Code, OpError
 from llmos.ipc.protocol import Effect
 from llmos.kernel import params
-from llmos.kernel.approvals import Approval, Approvals, Rule, Subject
+from llmos.kernel.approvals import Approval, Approvals, Rule, State, Subject
 from llmos.kernel.audit import Audit, Kind
 from llmos.kernel.capability import USER, Capability, Scope, Table, normal_value
 from llmos.kernel.capability_right import Approval as Asks
@@ -36,8 +35,8 @@ log = structlog.get_logger()
 
 _REFUSALS = frozenset({Code.DENIED, Code.REVOKED, Code.TAINTED, Code.BUDGET, Code.NEEDS_APPROVAL})
 """Errors that the audit log hears of."""
-_SYNCED = frozenset({Effect.SEND, Effect.ACTUATE, Effect.EXEC})
-"""Effects that cannot be taken back: on the disk before they happen."""
+_SYNCED = frozenset({Effect.SEND, Effect.ACTUATE})
+"""Effects that leave the machine: on the disk before they happen."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,9 +105,18 @@ class Authority:
         self._tasks[holder] = Task(holder, holder, Budget())
 
     def app_born(self, holder: str) -> None:
-        """A program from outside keeps what it has seen: its label outlives the kernel."""
+        """A program from outside: what it says may come from anybody, unless the user has granted it `label.trust`.
+
+        It keeps what it has seen: its label outlives the kernel.
+        """
         known: list[str] = next((row["label"] for row in self._app_labels.load() if row["id"] == holder), [])
-        self.born(holder, Label.from_wire(known))
+        own = BOTTOM if self.caps.can(holder, "label", "trust") else Label.make("untrusted", [holder])
+        self.born(holder, own | Label.from_wire(known))
+
+    def app_trusted(self, holder: str) -> None:
+        """The user takes it for trusted from now on, whatever it has seen before."""
+        self._app_labels.delete(holder)
+        self.app_born(holder)
 
     def app_removed(self, holder: str) -> list[Capability]:
         """The next one of this name has seen nothing. → the capabilities that went with it."""
@@ -180,10 +188,10 @@ class Authority:
             values[key] = tuple(normal_value(key, str(text), self._home, kinds) for text in texts)
         return values
 
-    def check(self, holder: str, object_: str, verb: str, values: Scope, handle: str = "", size: int = 0) -> Capability:
-        """The capability that allows a request of `size` bytes; what it costs is charged. Raises `OpError` `DENIED`, `BUDGET`."""
+    def check(self, holder: str, object_: str, verb: str, values: Scope, handle: str = "") -> Capability:
+        """The capability that allows a request; one call is charged to it. Raises `OpError` `DENIED`, `BUDGET`."""
         cap = self.caps.check(holder, object_, verb, values, handle)
-        self.charge(cap, bytes=size)
+        self.charge(cap)
         return cap
 
     def charge(self, cap: Capability | None, *, bytes: int = 0, tokens: int = 0) -> None:  # noqa: A002
@@ -222,9 +230,18 @@ class Authority:
         )
 
     def passing(
-        self, call: int, request: Request, decision: Decision, cap: Capability | None, by: Approval | Rule | None
+        self,
+        call: int,
+        request: Request,
+        decision: Decision,
+        body: bytes,
+        cap: Capability | None,
+        by: Approval | Rule | None,
     ) -> None:
-        """The call is about to go out. Raises `OpError(UNAVAILABLE)` when that cannot be written down: then it must not."""
+        """The call is about to go out with the arguments in `body`.
+
+        Raises `OpError(UNAVAILABLE)` when that cannot be written down: then it must not.
+        """
         if request.effect is not Effect.READ:
             self.labels.mark(call, request.holder, decision.label)
         self.audit.append(
@@ -234,7 +251,7 @@ class Authority:
             "approved" if by is not None else "allowed",
             cap=cap.id if cap is not None else "",
             label=str(decision.label),
-            args=wire.encode(dict(request.args)),
+            args=body,
             detail=f"call {call}" + (f", {by.id}" if by is not None else ""),
             sync=request.effect in _SYNCED,
         )
@@ -260,7 +277,7 @@ class Authority:
     def settled(self, approval: Approval) -> None:
         """An approval was asked or settled."""
         label = str(Label.from_wire(approval.label))
-        said = approval.answer or approval.state.value
+        said = approval.answer if approval.state in (State.APPROVED, State.DENIED) else approval.state.value
         self._note(Kind.APPROVAL, approval.holder, approval.op, said, label=label, detail=approval.id, sync=True)
 
     def refused(self, holder: str, op: str, error: OpError) -> None:

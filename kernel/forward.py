@@ -57,7 +57,7 @@ class _Outgoing:
 
     call: Call
     header: Header
-    args: dict[str, Any]
+    body: bytes
     label: Label
     """Of the server's answers."""
     undo: bool
@@ -128,11 +128,12 @@ class Forwarder:
         op = route.op
         op.check(args)
         bounds = self._bounds(route, args)
-        cap = self._authority.check(call.holder, route.target, route.right, bounds, header.cap, len(wire.encode(args)))
-        call.cap = cap
+        cap = call.cap = self._authority.check(call.holder, route.target, route.right, bounds, header.cap)
         if "path" in bounds:  # what was checked is what the driver gets
             name = op.scope["path"]
             args = {**args, name: list(bounds["path"]) if isinstance(args[name], list) else bounds["path"][0]}
+        body = wire.encode(args)
+        self._authority.charge(cap, bytes=len(body))
         if header.keep:
             self._authority.spend_outcome(call.holder)
         request = route.request(call.holder, call.label, args, values, cap)
@@ -148,7 +149,7 @@ class Forwarder:
             scope={key: list(values) for key, values in cap.right.scope.items()},
             label=decision.label.to_wire(),
         )
-        out = _Outgoing(call, handed, args, self._result_label(route), op.undo)
+        out = _Outgoing(call, handed, body, self._result_label(route), op.undo)
 
         def go() -> None:
             call.label = decision.label
@@ -159,7 +160,9 @@ class Forwarder:
                 self._to_driver(route.target, out)
 
         preview = self._previewing(header.op, args) if op.preview else None
-        self._asking.attempt(Attempt(call, request, decision, cap, go, undoable=op.undo, preview=preview, wait_s=asked))
+        self._asking.attempt(
+            Attempt(call, request, decision, body, cap, go, undoable=op.undo, preview=preview, wait_s=asked)
+        )
 
     def ask(self, op: str, args: dict[str, Any], done: Callable[[bool, dict[str, Any]], None], limit_s: float) -> None:
         """A call of the kernel's own, with the user's authority; `done` gets the result, or the error in wire form."""
@@ -195,7 +198,7 @@ class Forwarder:
         source = self._authority.labels.source(call.holder, f"call of {call.op}", call.label, call.id)
         self._authority.receive(name, call.label, source)
         self._calls.serve(call, Server(conn, name, out.label, out.undo))
-        self._send(conn, pack_header(out.header), wire.encode(out.args))
+        self._send(conn, pack_header(out.header), out.body)
 
     def _wait_ready(self, process: Process, out: _Outgoing) -> None:
         queue = self._queues.setdefault(process.pid, [])

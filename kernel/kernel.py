@@ -5,8 +5,6 @@ receive (from the gate) → decide (who is it, may it) → act (a syscall, or ha
 
 from __future__ import annotations
 
-import os
-import secrets
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -27,7 +25,6 @@ from llmos.kernel.apps import holder as app_holder
 from llmos.kernel.asking import Asking
 from llmos.kernel.audit import Audit
 from llmos.kernel.authority import Authority
-from llmos.kernel.bus import Bus
 from llmos.kernel.calls import Call, Calls
 from llmos.kernel.capability import USER, Capability, Right
 from llmos.kernel.events import Events
@@ -37,28 +34,17 @@ from llmos.kernel.journal import Journal
 from llmos.kernel.labels import BOTTOM, Label, Source
 from llmos.kernel.launch import Places
 from llmos.kernel.loop import Loop, Timer
+from llmos.kernel.peers import Peer, Peers
 from llmos.kernel.process import Kind, LogRing, Process, ProcessTable, State, now
 from llmos.kernel.programs import Programs
 from llmos.kernel.supervisor import Command, Supervisor
+from llmos.kernel.topics import Topics
 from llmos.kernel.values import REFERENCE
 
 log = structlog.get_logger()
 
 _ONE_WAY = frozenset((Message.REPLY, Message.CHUNK, Message.CREDIT, Message.CANCEL))
 _REFERENCE = REFERENCE.encode()
-
-
-@dataclass(eq=False)
-class Peer:
-    """A connection that a gate knows, and whose it is once it has said hello, or by its key."""
-
-    conn: int
-    os_pid: int
-    holder: str = ""
-    process: Process | None = None
-    client: str = ""
-    exit_fd: int = -1
-    """pidfd of a person's program, so that its end ends its calls."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +72,6 @@ class Kernel:
         self.loop = loop
         self.places = places
         self.journal = stores.journal
-        self.events = stores.events
         self.report = report
         self.log_ring = log_ring
         self.booted = loop.clock()
@@ -94,7 +79,6 @@ class Kernel:
         self.on_ready: Callable[[], None] = lambda: None
         self.programs = Programs()
         self.processes = ProcessTable()
-        self.bus = Bus()
         self.apps = Apps(stores.journal)
         self.authority = Authority(
             now,
@@ -107,6 +91,8 @@ class Kernel:
         )
         self.caps = self.authority.caps
         self.gates = gates.Gates(loop, self._from_gate)
+        self.peers = Peers(loop, self.processes, self._peer_gone)
+        self.topics = Topics(loop, stores.events, self.authority, self.gates, self.peers.holder)
         self.calls = Calls(loop, self.gates.message, self._finished, self._deliver)
         self.asking = Asking(self.calls, self.authority)
         self.forwarder = Forwarder(
@@ -117,9 +103,6 @@ class Kernel:
         self.agents = Agents(
             self.authority, self.programs, self.processes, self.supervisor, str(places.home), self.revoked
         )
-        self.dropped: dict[int, int] = {}
-        """Connection → events it lost because it did not read."""
-        self.peers: dict[int, Peer] = {}
         self._core_process: Process | None = None
         self._core_start: Timer | None = None
         self._clock_timer: Timer | None = None
@@ -127,7 +110,6 @@ class Kernel:
         self._anchor: Timer | None = None
         self._apps_up: list[Callable[[], None]] = []
         """What waits for the apps' gate to listen."""
-        self.user_token = secrets.token_hex(16)
         self.stopping = False
         self.failed: OpError | None = None
         """Why it cannot go on, once it cannot."""
@@ -211,30 +193,12 @@ class Kernel:
             self.authority.app_born(app_holder(app.name))
         self._on_time()
 
-    def declare_topics(self) -> None:
-        """Which topics keep their last event, and which all of them."""
-        self.bus.declare("sys.model", retain=True)
-        for manifest in self.programs.drivers.values():
-            for topic, about in manifest.topics.items():
-                self.bus.declare(topic, retain=about.retain, durable=about.durable)
-        for topic in self.bus.durable():
-            if self.bus.spec(topic).retain and (last := self.events.last(topic)) is not None:
-                self.bus.retain(topic, last.header(), last.body, last.label)
-        self._expire_events()
-
-    def _expire_events(self) -> None:
-        try:
-            self.events.expire()
-        except OpError as error:
-            log.error("events.unexpired", err=error.detail)
-        self.loop.later(params.EVENTS_EXPIRE_S, self._expire_events)
-
     def shutdown(self) -> None:
         """In order: tell everybody, agents and drivers, then the core, then the gates; the loop ends when they have."""
         if self.stopping:
             return
         self.stopping = True
-        self.publish("sys.shutdown", {}, "kernel")
+        self.topics.publish("sys.shutdown", {}, "kernel")
         self.supervisor.stop_all()
         self.model.shutdown()
         self.loop.later(params.TERM_S + 1, self.loop.stop)
@@ -252,7 +216,7 @@ class Kernel:
         try:
             self.journal.set_spending(self.caps.take_unsaved(exact=True))
             self.authority.audit.close()
-            self.events.close()
+            self.topics.close()
         except OpError as error:
             log.error("journal.unwritten", err=error.detail)
         self.journal.close()
@@ -268,23 +232,17 @@ class Kernel:
                 self._message(peer, frame[9 : 9 + size], frame[9 + size :])
         elif kind == b"S":
             _, conn, _uid, os_pid = gate.SEEN.unpack(frame)
-            self.peers[conn] = Peer(conn, os_pid)
+            self.peers.seen(conn, os_pid)
         elif kind == b"N":
             _, conn, os_pid = gate.NAMED.unpack_from(frame)
             app = frame[gate.NAMED.size :].decode()
-            peer = self.peers[conn] = Peer(conn, os_pid, app_holder(app), client=app)
-            try:
-                self._watch_exit(peer)
-            except OpError:
-                self._peer_gone(conn, "the program has ended")
-            if self.apps.get(app) is None:  # it was removed while this was on its way
-                self._peer_gone(conn, "its key was taken back")
+            self.peers.seen_app(conn, os_pid, app, let_in=self.apps.get(app) is not None)
         elif kind == b"G":
-            self._peer_gone(gate.CONN.unpack(frame)[1], "its connection is gone")
+            self.peers.drop(gate.CONN.unpack(frame)[1], "its connection is gone")
         elif kind == b"L":
             _, conn, count = gate.LOST.unpack(frame)
-            if conn in self.peers:
-                self.dropped[conn] = self.dropped.get(conn, 0) + count
+            if self.peers.get(conn) is not None:
+                self.topics.lost(conn, count)
         elif kind == b"P":
             self.apps.offer_server_key(frame[1:41].decode(), frame[41:].decode())
         elif kind == b"U":
@@ -300,21 +258,14 @@ class Kernel:
                 then()
         self._check_ready()
 
-    def _peer_gone(self, conn: int, why: str) -> None:
-        peer = self.peers.pop(conn, None)
-        if peer is None:
-            return
-        if peer.exit_fd >= 0:
-            self.loop.unwatch(peer.exit_fd)
-            os.close(peer.exit_fd)
-        if peer.process is not None and peer.process.conn == conn:
+    def _peer_gone(self, peer: Peer, why: str) -> None:
+        if peer.process is not None and peer.process.conn == peer.conn:
             peer.process.conn = 0
             self.supervisor.lost(peer.process)
-        self.calls.connection_gone(conn, why)
-        self.bus.drop(conn)
-        self.dropped.pop(conn, None)
-        self.forwarder.connection_gone(conn)
-        self.gates.drop(conn)
+        self.calls.connection_gone(peer.conn, why)
+        self.topics.gone(peer.conn)
+        self.forwarder.connection_gone(peer.conn)
+        self.gates.drop(peer.conn)
 
     # -- messages --------------------------------------------------------------------------------------------------
 
@@ -383,7 +334,7 @@ class Kernel:
             named = {name: getattr(args, name) for name in syscall.SCOPE.values()}
             values = self.authority.scope_values(object_, syscall.SCOPE, named)
             call.cap = self.authority.check(peer.holder, object_, verb, values, header.cap)
-            if verb == "control" and not call.label.trusted:
+            if verb in ("control", "kill") and not call.label.trusted:
                 detail = f"{syscall.OP} is not for a caller that has seen untrusted data"
                 raise OpError(Code.TAINTED, detail, "the user may do it herself")
         if header.keep:
@@ -430,39 +381,14 @@ class Kernel:
 
     def greet(self, peer: Peer, token: str, client: str) -> None:
         """Bind a connection to whom its token proves it to be. Raises `OpError` `DENIED`, `CONFLICT`."""
-        if peer.holder and gates.of(peer.conn) == gates.APPS:
-            return  # its key has proved it
-        if peer.holder:
-            raise OpError(Code.CONFLICT, f"this connection is {peer.holder} already")
-        if secrets.compare_digest(token.encode(), self.user_token.encode()):
-            self._watch_exit(peer)
-            peer.holder, peer.client = USER, client
-            return
-        process = self.processes.by_token(token)
-        if process is None:
-            hint = "the system was restarted, or it belongs to another; take the present one"
-            raise OpError(Code.DENIED, "the token is not known", hint)
-        if process.os_pid not in (0, peer.os_pid):
-            raise OpError(Code.DENIED, "the token belongs to another process")
-        process.os_pid = peer.os_pid
-        if process.conn and process.conn != peer.conn:
-            self._peer_gone(process.conn, "it opened another connection")
-        peer.holder, peer.process, peer.client = process.name, process, client
-        process.conn = peer.conn
-        self.supervisor.greeted(process)
-
-    def _watch_exit(self, peer: Peer) -> None:
-        try:
-            peer.exit_fd = os.pidfd_open(peer.os_pid)
-        except OSError:
-            raise OpError(Code.PEER_DIED, "the caller has gone") from None
-        self.loop.watch(peer.exit_fd, lambda: self._peer_gone(peer.conn, "the program has ended"))
+        process = self.peers.greet(peer, token, client)
+        if process is not None:
+            self.supervisor.greeted(process)
 
     def app_removed(self, name: str, key: str) -> None:
         """Its key opens nothing any more, and its connections are over."""
         self.gates.shut_out(key)
-        for peer in [peer for peer in self.peers.values() if peer.holder == app_holder(name)]:
-            self._peer_gone(peer.conn, "its key was taken back")
+        self.peers.drop_all(lambda peer: peer.holder == app_holder(name), "its key was taken back")
 
     def process_ready(self, process: Process, status: str) -> None:
         """It serves: hand it what waited."""
@@ -471,7 +397,7 @@ class Kernel:
         log.info(
             "process.ready", pid=process.pid, name=process.name, dur_ms=round((self.loop.clock() - process.born) * 1000)
         )
-        self.publish("proc.started", {"pid": process.pid, "name": process.name}, "kernel")
+        self.topics.publish("proc.started", {"pid": process.pid, "name": process.name}, "kernel")
         self.forwarder.ready(process)
         self._check_ready()
 
@@ -504,8 +430,7 @@ class Kernel:
         """Its calls fail, its contexts and capabilities go; the supervisor sees to its return."""
         if process.kind is Kind.GATE:
             self.gates.detach(process.program)
-            for conn in [conn for conn in self.peers if gates.of(conn) == process.program]:
-                self._peer_gone(conn, "the gate ended")
+            self.peers.drop_all(lambda peer: gates.of(peer.conn) == process.program, "the gate ended")
             if process.state is State.FAILED and process.program == gates.SYSTEM:  # nobody can reach the kernel now
                 hint = "see the log, and `llmosctl doctor`"
                 self.failed = OpError(Code.UNAVAILABLE, f"the gate does not run: {reason}", hint)
@@ -515,9 +440,9 @@ class Kernel:
             self.model.detach(process, reason)
             return
         if process.conn:
-            self._peer_gone(process.conn, f"{process.name} ended ({reason})")
+            self.peers.drop(process.conn, f"{process.name} ended ({reason})")
         self.model.drop(process.name)
-        self.publish("proc.ended", {"pid": process.pid, "name": process.name, "reason": reason}, "kernel")
+        self.topics.publish("proc.ended", {"pid": process.pid, "name": process.name, "reason": reason}, "kernel")
         if process.kind is Kind.AGENT:
             self.agents.ended(process, reason)
             shutil.rmtree(launch.scratch(process, self.places), ignore_errors=True)
@@ -527,52 +452,34 @@ class Kernel:
 
     # -- events and changes ----------------------------------------------------------------------------------------
 
-    def publish(self, topic: str, data: dict[str, Any], sender: str, label: Label = BOTTOM) -> int:
-        """To every subscriber's mailbox; how many those are. Each has the event's label before it has the event.
-
-        Raises `OpError` when a durable one cannot be stored: then nobody hears it. The kernel's own topics are never durable.
-        """
-        spec, at, body, stamp = self.bus.spec(topic), now(), wire.encode(data), label.to_wire()
-        if spec.durable:
-            number, seq = self.events.append(topic, at, sender, stamp, body)
-        else:
-            number, seq = 0, self.bus.number(topic)
-        conns = self.bus.receivers(topic)
-        if not conns and not spec.retain:
-            return 0
-        header = Header(kind=Message.EVENT, topic=topic, seq=seq, sender=sender, ts=at, label=stamp, number=number)
-        packed = pack_header(header)
-        if spec.retain:
-            self.bus.retain(topic, packed, body, stamp)
-        if conns:
-            self._receive_event(conns, topic, sender, label)
-            self.gates.fan_out(conns, packed, body)
-        return len(conns)
-
-    def send_retained(self, conn: int, pattern: str) -> None:
-        """The last event of every topic that matches and keeps one, to a new subscriber."""
-        for last in self.bus.retained(pattern):
-            self._receive_event([conn], last.topic, "kernel", Label.from_wire(last.label))
-            self.gates.fan_out([conn], last.header, last.body)
-
-    def _receive_event(self, conns: list[int], topic: str, sender: str, label: Label) -> None:
-        source = self.authority.labels.source(sender, f"event {topic}", label)
-        for conn in conns:
-            self.authority.receive(self.peers[conn].holder, label, source)
-
     def revoked(self, caps: list[Capability], how: str = "ended") -> None:
         """What followed from these ends with them."""
         self.authority.revoked(caps, how)
-        self.bus.revoke({cap.id for cap in caps})
+        self.topics.bus.revoke({cap.id for cap in caps})
         self.calls.revoked({cap.id for cap in caps})
         self._rebuild_jails({cap.holder for cap in caps if cap.right.object == "fs"})
+        for holder in {cap.holder for cap in caps if cap.right.object == "label"}:
+            self._trust(holder)
 
     def granted(self, cap: Capability) -> None:
         """A driver's jail shows it a new directory; a running agent's instances hold it at once."""
         if cap.right.object == "fs":
             self._rebuild_jails({cap.holder})
+        if cap.right.object == "label":
+            self._trust(cap.holder)
         self.agents.granted(cap)
         self.watch_clock()
+
+    def _trust(self, holder: str) -> None:
+        """`label.trust` was given to it, or taken back."""
+        if holder in self.programs.drivers:
+            self.authority.born(holder, self.forwarder.driver_label(holder), fixed=True)
+        elif holder not in {app_holder(app.name) for app in self.apps}:
+            return
+        elif self.caps.can(holder, "label", "trust"):
+            self.authority.app_trusted(holder)
+        else:
+            self.authority.app_born(holder)
 
     def _rebuild_jails(self, holders: set[str]) -> None:
         for process in self.processes:
@@ -584,17 +491,17 @@ class Kernel:
     def _model_changed(self) -> None:
         if self.model.state in ("ready", "failed") and self._core_process is not None:
             self.supervisor.ready(self._core_process)  # one that could not load its model is up, and can load another
-        self.publish("sys.model", {"state": self.model.state, "model": self.model.name or ""}, "kernel")
+        self.topics.publish("sys.model", {"state": self.model.state, "model": self.model.name or ""}, "kernel")
 
     def _approval_changed(self, approval: Approval) -> None:
         """Written down and told at once; calls that wait for it go on when whoever changed it is done."""
         self.authority.settled(approval)
         about = {"id": approval.id, "op": approval.op, "holder": approval.holder}
         if approval.state.value == "pending":
-            self.publish("approval.requested", {**about, "expires": approval.expires}, "kernel")
+            self.topics.publish("approval.requested", {**about, "expires": approval.expires}, "kernel")
             self.watch_clock()
         else:
-            self.publish("approval.settled", {**about, "state": approval.state.value}, "kernel")
+            self.topics.publish("approval.settled", {**about, "state": approval.state.value}, "kernel")
             self.loop.later(0, lambda: self.asking.settled(approval))
 
     # -- time ------------------------------------------------------------------------------------------------------

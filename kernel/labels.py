@@ -223,7 +223,12 @@ class Labels:
         return holder in self._states or holder in self._ended
 
     def of(self, holder: str) -> Label:
-        """What it has seen, or had when it ended; `TOP` for one that is not known."""
+        """What it has seen; `TOP` for one that is not known."""
+        state = self._states.get(holder)
+        return state.label if state is not None else TOP
+
+    def last_of(self, holder: str) -> Label:
+        """The same, or what it had seen when it ended."""
         state = self._states.get(holder) or self._ended.get(holder)
         return state.label if state is not None else TOP
 

@@ -48,8 +48,8 @@ def main(argv: list[str] | None = None) -> int:
         events = Events(places.state / "events.db")
         kernel = Kernel(loop, places, Stores(journal, audit, events), report, ring, headless=arguments.headless)
         kernel.load_grants()  # who may do what
-        kernel.declare_topics()  # what is kept of what is published
-        _write_token(places, kernel.user_token)  # what a person's programs prove themselves with
+        kernel.topics.declare(kernel.programs.drivers.values())  # what is kept of what is published
+        _write_token(places, kernel.peers.user_token)  # what a person's programs prove themselves with
         kernel.on_ready = lambda: _tell(
             arguments.ready_fd, {"ready": True, "pid": os.getpid(), "seconds": round(kernel.ready_s, 3)}
         )

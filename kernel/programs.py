@@ -118,9 +118,6 @@ class Programs:
 
     def _check_driver(self, manifest: DriverManifest) -> None:
         """Raises `OpError` `INVALID_ARGUMENT`, `CONFLICT`."""
-        for verb, needed in (("undo", "undo"), ("preview", "preview")):
-            if any(getattr(op, needed) for op in manifest.ops.values()) and verb not in manifest.ops:
-                raise OpError(Code.INVALID_ARGUMENT, f"{manifest.name}: an op says {needed}, and there is no op {verb}")
         others = {**self.drivers, **self.agents}
         for topic in manifest.topics:
             first = topic.partition(".")[0]

@@ -26,7 +26,8 @@ from llmos.kernel.process import Process, State, own_rss_mb
 from llmos.kernel.values import bits, revealed
 
 if TYPE_CHECKING:
-    from llmos.kernel.kernel import Kernel, Peer
+    from llmos.kernel.kernel import Kernel
+    from llmos.kernel.peers import Peer
 
 VERSION = "0.1.0"
 
@@ -116,7 +117,7 @@ def _status(kernel: Kernel, request: Request, args: protocol.Status) -> Result: 
             "functions": len(kernel.forwarder.functions),
             "apps": len(kernel.apps),
             "approvals": sum(one.state.value == "pending" for one in kernel.authority.approvals),
-            "dropped_events": sum(kernel.dropped.values()),
+            "dropped_events": sum(kernel.topics.dropped.values()),
         },
         "broken": kernel.programs.broken,
     }
@@ -203,7 +204,7 @@ def _logs(kernel: Kernel, request: Request, args: protocol.Logs) -> Result:
     lines = list(ring.lines)[-args.lines :]
     while sum(len(line) for line in lines) > 40_000:  # what fits an answer; the newest matter most
         lines = lines[len(lines) // 4 + 1 :]
-    label = kernel.authority.labels.of(process.name if process is not None and process.manifest else args.name)
+    label = kernel.authority.labels.last_of(process.name if process is not None and process.manifest else args.name)
     said_by = BOTTOM if ring is kernel.log_ring else label
     request.call.reply(
         {"name": args.name, "lines": lines}, said_by, kernel.authority.labels.source(args.name, "proc.logs", said_by)
@@ -260,22 +261,23 @@ def _own_process(request: Request) -> Process:
 
 @syscall(protocol.Publish)
 def _publish(kernel: Kernel, request: Request, args: protocol.Publish) -> Result:
-    return {"receivers": kernel.publish(args.topic, args.data, request.peer.holder, request.call.label)}
+    return {"receivers": kernel.topics.publish(args.topic, args.data, request.peer.holder, request.call.label)}
 
 
 @syscall(protocol.Subscribe)
 def _subscribe(kernel: Kernel, request: Request, args: protocol.Subscribe) -> Result:
     peer, cap = request.peer, request.call.cap
-    number = kernel.bus.subscribe(peer.conn, args.topic, cap.id if cap is not None else "", peer.holder, peer.client)
+    number = kernel.topics.bus.subscribe(
+        peer.conn, args.topic, cap.id if cap is not None else "", peer.holder, peer.client
+    )
     request.call.reply({"subscription": number})  # before the first event, so that the caller knows what it belongs to
-    kernel.send_retained(peer.conn, args.topic)
+    kernel.topics.send_retained(peer.conn, args.topic)
     return None
 
 
 @syscall(protocol.Replay)
 def _replay(kernel: Kernel, request: Request, args: protocol.Replay) -> Result:
-    rows, following = kernel.events.page(args.topic, args.after, args.since, args.limit)
-    label = join(Label.from_wire(row.label) for row in rows)
+    rows, following, label = kernel.topics.replay(args.topic, args.after, args.since, args.limit)
     source = kernel.authority.labels.source("events", f"replay {args.topic}", label)
     request.call.reply({"events": [row.describe() for row in rows], "next": following}, label, source)
     return None
@@ -290,16 +292,16 @@ def _subscriptions(kernel: Kernel, request: Request, args: protocol.ListSubscrip
             "holder": one.holder,
             "client": one.client,
             "topic": one.pattern,
-            "dropped": kernel.dropped.get(one.conn, 0),
+            "dropped": kernel.topics.dropped.get(one.conn, 0),
         }
-        for one in kernel.bus.subscriptions()
+        for one in kernel.topics.bus.subscriptions()
     ]
     return {"subscriptions": fitting(sorted(rows, key=lambda row: -row["dropped"]))}
 
 
 @syscall(protocol.Unsubscribe)
 def _unsubscribe(kernel: Kernel, request: Request, args: protocol.Unsubscribe) -> Result:
-    kernel.bus.unsubscribe(request.peer.conn, args.subscription)
+    kernel.topics.bus.unsubscribe(request.peer.conn, args.subscription)
     return {}
 
 

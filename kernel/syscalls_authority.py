@@ -191,7 +191,7 @@ def _endorse(kernel: Kernel, request: Request, args: protocol.EndorseValue) -> R
         trusted = Label.make("trusted", value.label.tags)
         call.reply(authority.values.endorse(holder, args.value, trusted).describe())
 
-    kernel.asking.attempt(Attempt(call, attempted, decision, None, go))
+    kernel.asking.attempt(Attempt(call, attempted, decision, value.body, None, go))
     return None
 
 
@@ -299,7 +299,7 @@ def _why(kernel: Kernel, request: Request, args: protocol.Why) -> Result:  # noq
     if not labels.known(args.id):
         hint = "give an approval's id, a call's number from `llmosctl audit ls`, or a badge such as assistant#7"
         raise OpError(Code.NOT_FOUND, f"nothing is known of {args.id!r}", hint)
-    return _explained(args.id, str(labels.of(args.id)), [taint.describe() for taint in labels.why(args.id)])
+    return _explained(args.id, str(labels.last_of(args.id)), [taint.describe() for taint in labels.why(args.id)])
 
 
 def _explained(id_: str, label: str, chain: list[dict[str, Any]]) -> dict[str, Any]:
@@ -355,10 +355,9 @@ def _add_app(kernel: Kernel, request: Request, args: protocol.AddApp) -> Result:
     rights = [_right(kernel, text) for text in args.allow]
     holder, old = apps.holder(args.name), kernel.apps.get(args.name)
     app = kernel.apps.add(args.name, args.key, now())
-    if old is None:
-        kernel.authority.app_born(holder)
-    elif old.key != args.key:
+    if old is not None and old.key != args.key:
         kernel.app_removed(args.name, old.key)
+    kernel.authority.app_born(holder)
     for right in rights:
         if not any(held.right.covers(right) for held in kernel.caps.held(holder)):
             _give(kernel, request, holder, right, "asked for when it was let in")
@@ -383,7 +382,7 @@ def _apps(kernel: Kernel, request: Request, args: protocol.ListApps) -> Result: 
         {
             "name": app.name,
             "created": app.created,
-            "connections": sum(peer.holder == apps.holder(app.name) for peer in kernel.peers.values()),
+            "connections": sum(peer.holder == apps.holder(app.name) for peer in kernel.peers),
             "label": str(kernel.authority.labels.of(apps.holder(app.name))),
             "caps": [str(cap.right) for cap in kernel.caps.held(apps.holder(app.name))],
         }

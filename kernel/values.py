@@ -1,8 +1,8 @@
 """Values by reference: results that stay with the kernel, so that a process can pass on what it has not read.
 
-A process asks for a reply to be kept and gets a handle. `{"$v": HANDLE}`, or the whole description, anywhere in the arguments of a later call stands for
-the value; its label joins the call's, not the caller's. What a process may learn of a value without being tainted is little
-and counted: type and size, coarsely (`describe`), how a call with it ended (`OUTCOME_BITS`), and the answers of
+A process asks for a reply to be kept and gets a handle. `{"$v": HANDLE}`, or the whole description, anywhere in the arguments of a
+later call stands for the value; its label joins the call's, not the caller's. What a process may learn of a value without being tainted
+is little and counted: type and size, coarsely (`describe`), how a call with it ended (`OUTCOME_BITS`), and the answers of
 `llm.extract`, each against the task's bit budget. A pure state machine: the randomness of the handles is its only input.
 
 How the kernel calls it:

@@ -10,7 +10,7 @@ import pytest
 
 from llmos.ipc import protocol
 from llmos.ipc.errors import Code
-from llmos.ipc.manifest import load_driver
+from llmos.ipc.manifest import KERNEL_OPS, load_driver
 
 ROOT = Path(__file__).parents[1]
 DRIVERS = sorted(path.parent for path in (ROOT / "drivers").glob("*/manifest.toml"))
@@ -42,7 +42,7 @@ def test_every_driver_has_a_page_that_names_its_ops_and_permissions(driver: Path
     for verb in manifest.ops:
         assert f"`{verb}" in page, f"{driver.name}/README.md does not mention {verb}"
     for verb, op in manifest.ops.items():
-        assert len(op.utterances) >= 3, f"{driver.name}.{verb} needs example utterances"
+        assert verb in KERNEL_OPS or len(op.utterances) >= 3, f"{driver.name}.{verb} needs example utterances"
 
 
 def test_every_entry_point_has_its_manifest() -> None:

@@ -183,6 +183,7 @@ class Client:
         *,
         allow: Sequence[str] | None = None,
         wait: Literal[False] = False,
+        strict: bool = False,
     ) -> int: ...
     @overload
     def spawn(
@@ -192,6 +193,7 @@ class Client:
         *,
         allow: Sequence[str] | None = None,
         wait: Literal[True],
+        strict: bool = False,
     ) -> Stream: ...
     def spawn(
         self,
@@ -200,14 +202,18 @@ class Client:
         *,
         allow: Sequence[str] | None = None,
         wait: bool = False,
+        strict: bool = False,
     ) -> int | Stream:
         """Starts an agent with the capabilities `allow`; None gives it what its manifest requests.
 
+        `strict`: the user is asked about every effect once anything untrusted is in it, planned or not.
         Without `wait` its pid. With it a stream of what the agent emits, whose `result` is `{pid, result}`.
         """
         request: dict[str, Any] = {"program": program, "args": dict(args or {}), "wait": wait}
         if allow is not None:
             request["allow"] = list(allow)
+        if strict:
+            request["mode"] = "strict"
         return self.stream("proc.spawn", request) if wait else int(self.call("proc.spawn", request)["pid"])
 
     # -- functions lent to the model -------------------------------------------------------------------------------

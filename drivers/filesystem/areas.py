@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path, PurePosixPath
 
 from llmos.drivers.filesystem.beneath import open_directory, open_file, open_granted_file, opened
@@ -37,7 +39,7 @@ class Area:
 
 
 def areas_of(roots: Sequence[Path], scope: Mapping[str, Sequence[str]], home: Path) -> list[Area]:
-    """The overlaps, outermost first, none inside another."""
+    """The overlaps, outermost first, none inside another unless it can only be entered by itself, as a mount of its own."""
     bounds = [absolute(bound, home) for bound in scope["path"]] if "path" in scope else [PurePosixPath("/")]
     found = set()
     for root in roots:
@@ -48,9 +50,21 @@ def areas_of(roots: Sequence[Path], scope: Mapping[str, Sequence[str]], home: Pa
                 found.add(Area(root, ""))
     kept: list[Area] = []
     for area in sorted(found, key=lambda area: area.path):
-        if not any(area.path.is_relative_to(outer.path) for outer in kept):
+        outer = next((outer for outer in reversed(kept) if area.path.is_relative_to(outer.path)), None)
+        if outer is None or _is_apart(area, outer):
             kept.append(area)
     return kept
+
+
+def _is_apart(area: Area, outer: Area) -> bool:
+    """Whether a granted folder is mounted inside another, as a jail does where the one may be written and the other only read."""
+    if area.root == outer.root:
+        return False
+    try:
+        with outer.base() as base, opened(open_directory(base, str(area.path.relative_to(outer.path)))):
+            return False
+    except OSError as error:
+        return error.errno in (errno.EXDEV, errno.ENOTDIR)
 
 
 def absolute(path: str, home: Path) -> PurePosixPath:
@@ -66,10 +80,10 @@ def absolute(path: str, home: Path) -> PurePosixPath:
     return PurePosixPath(os.path.normpath(f"{home}/{bare}" if not bare.startswith("/") else f"/{bare.lstrip('/')}"))
 
 
-def locate(path: str, areas: Sequence[Area], home: Path) -> tuple[Area, str]:
-    """The area a path lies in, and the path within it. Raises `OpError(DENIED)` for one that lies in none."""
+def locate(path: str, areas: Sequence[Area], home: Path, verb: str = "read") -> tuple[Area, str]:
+    """The innermost area a path lies in, and the path within it. Raises `OpError(DENIED)` for one that lies in none."""
     wanted = absolute(path, home)
-    for area in areas:
+    for area in reversed(areas):
         if wanted == area.path:
             return area, ""
         if wanted.is_relative_to(area.path):
@@ -77,8 +91,8 @@ def locate(path: str, areas: Sequence[Area], home: Path) -> tuple[Area, str]:
     places = ", ".join(str(area.path) for area in areas) or "nothing"
     raise OpError(
         Code.DENIED,
-        f"argument path: {wanted} is outside of what may be read here ({places})",
-        f"llmosctl perm grant filesystem 'fs.read(path={wanted.parent})' lets this driver read it",
+        f"argument path: {wanted} is outside of what may be {'read' if verb == 'read' else 'changed'} here ({places})",
+        f"llmosctl perm grant filesystem 'fs.{verb}(path={wanted.parent})' lets this driver {verb} it",
     )
 
 
@@ -108,6 +122,22 @@ def directory_in(area: Area, within: str) -> Iterator[int]:
         yield descriptor
 
 
+@contextmanager
+def parent_in(area: Area, within: str) -> Iterator[tuple[int, str]]:
+    """The folder that something lies in or would lie in, and its name there as the disk spells it; no link is followed on the way.
+
+    Raises `OSError`: EBUSY for a granted place itself, which cannot be replaced.
+    """
+    folder, _, name = "/".join(filter(None, (area.within, within))).rpartition("/")
+    if not name:
+        raise OSError(errno.EBUSY, "is itself what was granted", str(area.root))
+    with (
+        opened(os.open(area.root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)) as root,
+        opened(_respelled(partial(open_directory, follow=False), root, folder)) as descriptor,
+    ):
+        yield descriptor, _spelled(descriptor, name)
+
+
 def shown(name: str) -> str:
     """A name as text: bytes that are no UTF-8 as `\\xe9`. The functions above find the file again."""
     return os.fsencode(name).decode(errors="backslashreplace")
@@ -120,11 +150,57 @@ def _respelled(open_: Callable[[int, str], int], base: int, within: str) -> int:
     except FileNotFoundError:
         spelled = ""
         for part in within.split("/"):
-            wanted = unicodedata.normalize("NFC", part)
-            with opened(open_directory(base, spelled)) as descriptor, os.scandir(descriptor) as entries:
-                same = (entry.name for entry in entries if unicodedata.normalize("NFC", shown(entry.name)) == wanted)
-                found = next(same, None)
+            with opened(open_directory(base, spelled)) as descriptor:
+                found = _same_name(descriptor, part)
             if found is None:
                 raise
             spelled = f"{spelled}/{found}" if spelled else found
         return open_(base, spelled)
+
+
+def _spelled(folder: int, name: str) -> str:
+    """A name as it stands in the folder, or as it was given where there is none like it."""
+    try:
+        os.stat(name, dir_fd=folder, follow_symlinks=False)
+    except FileNotFoundError:
+        return _same_name(folder, name) or name
+    return name
+
+
+def _same_name(folder: int, name: str) -> str | None:
+    wanted = unicodedata.normalize("NFC", name)
+    with os.scandir(folder) as entries:
+        return next((one.name for one in entries if unicodedata.normalize("NFC", shown(one.name)) == wanted), None)
+
+
+def refusal(path: str, error: OSError) -> OpError:
+    """The system's error in this driver's words."""
+    match error.errno:
+        case errno.ENOENT:
+            return OpError(
+                Code.NOT_FOUND, f"argument path: {path} does not exist", "filesystem.search finds files by name"
+            )
+        case errno.EXDEV:
+            return OpError(
+                Code.DENIED, f"argument path: {path} leads out of what was granted", "grant the place it leads to"
+            )
+        case errno.ELOOP:
+            return OpError(Code.DENIED, f"argument path: {path} is a symbolic link that is not followed")
+        case errno.EACCES | errno.EPERM | errno.EROFS:
+            return OpError(Code.DENIED, f"argument path: {path}: the file's own permissions forbid it")
+        case errno.ENOTDIR:
+            return OpError(
+                Code.INVALID_ARGUMENT, f"argument path: {path} is not a folder", "filesystem.read reads a file"
+            )
+        case errno.EINVAL | errno.EISDIR | errno.ENXIO:
+            return OpError(Code.INVALID_ARGUMENT, f"argument path: {path} is not a regular file")
+        case errno.EBUSY:
+            detail = f"argument path: {path} is itself what was granted and cannot be replaced"
+            return OpError(Code.INVALID_ARGUMENT, detail, "grant the folder it lies in")
+        case errno.ENAMETOOLONG:
+            return OpError(Code.INVALID_ARGUMENT, f"argument path: {path[:80]}… is longer than the system allows")
+        case errno.ENOSPC | errno.EDQUOT | errno.EFBIG:
+            return OpError(
+                Code.UNAVAILABLE, f"argument path: {path}: {error.strerror}; nothing was changed", "make room"
+            )
+    return OpError(Code.UNAVAILABLE, f"argument path: {path}: {error.strerror}")

@@ -30,13 +30,13 @@ class _OpenHow(ctypes.Structure):
     _fields_ = (("flags", ctypes.c_uint64), ("mode", ctypes.c_uint64), ("resolve", ctypes.c_uint64))
 
 
-def open_file(base: int, path: str) -> int:
-    """A descriptor of the regular file at `path` beneath the directory `base`; links that stay beneath are followed.
+def open_file(base: int, path: str, *, follow: bool = True) -> int:
+    """A descriptor of the regular file at `path` beneath the directory `base`; with `follow`, by links that stay beneath.
 
     Raises `OSError`: EXDEV when the path leads out or to another file system, EINVAL for a directory, FIFO, socket or
     device, and what open(2) says.
     """
-    return _regular(_open(base, path, _FLAGS, follow=True), path)
+    return _regular(_open(base, path, _FLAGS, follow=follow), path)
 
 
 def open_granted_file(path: Path) -> int:

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
+import sqlite3
 import stat
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from datetime import datetime
 from fnmatch import fnmatchcase
+from pathlib import Path
 from typing import Any
 
 from llmos.drivers import records
-from llmos.drivers.filesystem.areas import Area, areas_of, directory_in, file_in, locate, shown
+from llmos.drivers.filesystem import tree
+from llmos.drivers.filesystem.areas import Area, areas_of, directory_in, file_in, locate, parent_in, refusal, shown
+from llmos.drivers.filesystem.atomic import MAX_FILE, Content, content_of
+from llmos.drivers.filesystem.backups import Backups
+from llmos.drivers.filesystem.changes import Changes
+from llmos.drivers.filesystem.diffs import describe_trash, describe_write, is_text
 from llmos.drivers.filesystem.kinds import READABLE, UnsupportedError, kind_of, read_text
 from llmos.drivers.filesystem.walk import Entry, Walk, entries_of, entry_at, search
-from llmos.drivers.sdk import Call, Code, Driver, DriverEnv, OpError, op
+from llmos.drivers.sdk import Call, Code, Driver, DriverEnv, OpError, op, previews
 from llmos.drivers.words import content_words
 from llmos.ipc import when
 
@@ -33,14 +39,28 @@ class Filesystem(Driver):
 
     def setup(self, env: DriverEnv) -> None:
         self.env = env
+        self._backups: Backups | None = None
+        try:
+            keep_bytes = int(env.settings.get("undo_mb", 1024)) * 1024 * 1024
+            keep_s = float(env.settings.get("undo_days", 30)) * 86400
+            self._backups = Backups(env.state / "undo", keep_bytes, keep_s)
+        except (OSError, sqlite3.Error) as error:  # reading goes on
+            env.log.error("undo.broken", err=f"{type(error).__name__}: {error}")
+            return
+        self._changes = Changes(self._backups, env.writable)
+        self._changes.recover()
 
     def status(self) -> str:
-        roots = ", ".join(str(root) for root in self.env.roots)
-        return (
-            f"reading {roots}"
-            if roots
-            else "no folder granted: llmosctl perm grant filesystem 'fs.read(path=~/Documents)'"
-        )
+        if not self.env.roots:
+            return "no folder granted: llmosctl perm grant filesystem 'fs.read(path=~/Documents)'"
+        status = f"reading {_listed(self.env.roots)}"
+        if self.env.writable:
+            status += f"; changing {_listed(self.env.writable)}" if self._backups else "; changing nothing: see the log"
+        return status
+
+    def close(self) -> None:
+        if self._backups:
+            self._backups.close()
 
     @op
     def search(
@@ -109,6 +129,49 @@ class Filesystem(Driver):
                 raise OpError(Code.NOT_FOUND, f"argument path: {path} is gone")
         return {"items": [self._record(entry)], "next": None}
 
+    @op
+    def write(self, call: Call, *, path: str, content: str, mode: str = "replace") -> dict[str, Any]:
+        """A text file's content, replaced in one step or added to; `created` says that there was none."""
+        area, within = self._writable(call, path)
+        seen: list[Content | None] = []
+
+        def make(old: Content | None) -> bytes:
+            seen.append(old)
+            return _new_content(path, old, content, mode)
+
+        with self._refusing(path):
+            token = self._changing().write(call, area, within, make)
+        entry = entry_at(area, within)
+        return {"items": [self._record(entry)] if entry else [], "created": seen == [None], "undo": token}
+
+    @previews("write")
+    def _preview_write(self, call: Call, *, path: str, content: str, mode: str = "replace") -> str:
+        area, within = self._writable(call, path)
+        with self._refusing(path), parent_in(area, within) as (folder, name):
+            old = content_of(folder, name)
+        return describe_write(shown(str(area.path / within)), old, _new_content(path, old, content, mode))
+
+    @op
+    def move_to_trash(self, call: Call, *, path: str) -> dict[str, Any]:
+        """A file or folder, gone from its place and kept for the undo."""
+        area, within = self._writable(call, path)
+        with self._refusing(path):
+            token, entries = self._changing().trash(call, area, within)
+        return {"path": shown(str(area.path / within)), "entries": entries, "undo": token}
+
+    @previews("move_to_trash")
+    def _preview_trash(self, call: Call, *, path: str) -> str:
+        area, within = self._writable(call, path)
+        with self._refusing(path), parent_in(area, within) as (folder, name):
+            return describe_trash(shown(str(area.path / within)), tree.measure(folder, name, call.check))
+
+    @op
+    def undo(self, call: Call, *, token: str) -> dict[str, Any]:
+        """Brings back what was there before the change with this token."""
+        with self._refusing("of the change"):
+            effect = self._changing().undo(call, token)
+        return {"path": shown(effect.path), "undone": effect.op}
+
     # -- arguments
 
     def _areas(self, call: Call) -> Sequence[Area]:
@@ -117,6 +180,32 @@ class Filesystem(Driver):
     def _locate(self, call: Call, path: str) -> tuple[Area, str]:
         return locate(path, self._areas(call), self.env.home)
 
+    def _writable(self, call: Call, path: str) -> tuple[Area, str]:
+        if path.rstrip("/").endswith(
+            ("/*", "/**")
+        ):  # the folder itself, in a capability; not what a person would mean here
+            raise OpError(Code.INVALID_ARGUMENT, f"argument path: {path} is a pattern", "name one file or folder")
+        return locate(path, areas_of(self.env.writable, call.scope, self.env.home), self.env.home, "write")
+
+    def _changing(self) -> Changes:
+        if self._backups is None:
+            raise OpError(
+                Code.UNAVAILABLE, "nothing can be changed: what is kept for the undo cannot be opened", "see the log"
+            )
+        return self._changes
+
+    @contextmanager
+    def _refusing(self, path: str) -> Iterator[None]:
+        """The errors of the system and of the store, in this driver's words."""
+        try:
+            yield
+        except OSError as error:
+            raise refusal(path, error) from error
+        except sqlite3.Error as error:
+            raise OpError(
+                Code.UNAVAILABLE, f"what is kept for the undo cannot be written: {error}", "make room"
+            ) from error
+
     @contextmanager
     def _opening(self, path: str, area: Area, within: str, open_: Opener) -> Iterator[int]:
         """The descriptor that `open_` gives, with the system's errors in this driver's words."""
@@ -124,7 +213,7 @@ class Filesystem(Driver):
             with open_(area, within) as descriptor:
                 yield descriptor
         except OSError as error:
-            raise _refusal(path, error) from error
+            raise refusal(path, error) from error
 
     # -- answers
 
@@ -150,6 +239,31 @@ class Filesystem(Driver):
             **shape,
             "provenance": {"driver": "filesystem", "root": str(entry.area.root)},
         }
+
+
+def _listed(roots: Iterable[Path]) -> str:
+    return ", ".join(map(str, roots))
+
+
+def _new_content(path: str, old: Content | None, text: str, mode: str) -> bytes:
+    """What a write makes of a file. Raises `OpError` where it may not."""
+    try:
+        new = text.encode()
+    except UnicodeEncodeError as error:
+        raise OpError(Code.INVALID_ARGUMENT, f"argument content: {error.reason}") from error
+    if b"\0" in new:
+        raise OpError(Code.INVALID_ARGUMENT, "argument content: holds a NUL character; only text can be written")
+    if old is None or mode == "replace":
+        return new
+    if mode == "create":
+        raise OpError(
+            Code.CONFLICT, f"argument path: {path} exists already", "mode replace overwrites it, mode append adds to it"
+        )
+    if not is_text(old.data):
+        raise OpError(Code.INVALID_ARGUMENT, f"argument path: {path} is not UTF-8 text; nothing can be added to it")
+    if len(old.data) + len(new) > MAX_FILE:
+        raise OpError(Code.TOO_LARGE, f"argument path: {path} would grow beyond {MAX_FILE:,} bytes")
+    return old.data + new
 
 
 def _filter(modified: tuple[datetime, datetime] | None, types: Sequence[str], glob: str) -> Callable[[Entry], bool]:
@@ -190,28 +304,3 @@ def _parse(phrase: str, now: datetime) -> when.Period:
         return when.parse(phrase, now)
     except ValueError as error:
         raise OpError(Code.INVALID_ARGUMENT, f"argument modified: {error}") from error
-
-
-def _refusal(path: str, error: OSError) -> OpError:
-    match error.errno:
-        case errno.ENOENT:
-            return OpError(
-                Code.NOT_FOUND, f"argument path: {path} does not exist", "filesystem.search finds files by name"
-            )
-        case errno.EXDEV:
-            return OpError(
-                Code.DENIED, f"argument path: {path} leads out of what may be read", "grant the place it leads to"
-            )
-        case errno.ELOOP:
-            return OpError(Code.DENIED, f"argument path: {path} is a symbolic link that is not followed")
-        case errno.EACCES | errno.EPERM:
-            return OpError(Code.DENIED, f"argument path: {path}: the file's own permissions forbid it")
-        case errno.ENOTDIR:
-            return OpError(
-                Code.INVALID_ARGUMENT, f"argument path: {path} is not a folder", "filesystem.read reads a file"
-            )
-        case errno.EINVAL | errno.EISDIR | errno.ENXIO:
-            return OpError(Code.INVALID_ARGUMENT, f"argument path: {path} is not a regular file")
-        case errno.ENAMETOOLONG:
-            return OpError(Code.INVALID_ARGUMENT, f"argument path: {path[:80]}… is longer than the system allows")
-    return OpError(Code.UNAVAILABLE, f"argument path: {path}: {error.strerror}")

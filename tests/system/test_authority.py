@@ -233,7 +233,7 @@ def test_a_revoked_capability_ends_what_it_allowed(world: System) -> None:
     """A call that waits for the user under it fails at once."""
     user = world.connect()
     granted = user.call("perm.grant", {"holder": "scripted", "cap": "post.send"})
-    script = [READ, {"op": SEND, "args": {"to": EVE}}]
+    script: list[dict[str, Any]] = [READ, {"op": SEND, "args": {"to": EVE}}]
     stream = user.stream("proc.spawn", {"program": "scripted", "args": {"script": script}, "wait": True}, timeout=60)
     read = user.call("perm.grant", {"holder": "scripted", "cap": "post.read"})
     del read
@@ -245,7 +245,7 @@ def test_a_revoked_capability_ends_what_it_allowed(world: System) -> None:
 
 def test_always_saves_a_rule_that_can_be_forgotten(world: System) -> None:
     """It is shown before it is saved, covers the same again, and nothing else."""
-    script = [READ, {"op": SEND, "args": {"to": EVE, "text": "weekly"}}]
+    script: list[dict[str, Any]] = [READ, {"op": SEND, "args": {"to": EVE, "text": "weekly"}}]
     with User(world, "always") as user:
         run(world, *script)
         again = run(world, *script)
@@ -261,7 +261,7 @@ def test_always_saves_a_rule_that_can_be_forgotten(world: System) -> None:
 
 def test_a_write_is_previewed_and_can_be_undone(world: System) -> None:
     """The user sees the difference before, and takes it back after."""
-    script = [READ, {"op": NOTE, "args": {"name": "plan", "text": "@0.items.0.text"}}]
+    script: list[dict[str, Any]] = [READ, {"op": NOTE, "args": {"name": "plan", "text": "@0.items.0.text"}}]
     connection = world.connect()
     connection.call(NOTE, {"name": "plan", "text": "mine"})
     with User(world, "once") as user:

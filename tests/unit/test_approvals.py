@@ -264,6 +264,7 @@ def test_everything_survives_a_restart(desk: Desk) -> None:
     assert desk.inbox.request(CALL).id == waiting.id
     desk.now += ASK_S
     desk.boot()
+    desk.inbox.expire()
     assert desk.inbox.get(waiting.id).state is State.EXPIRED
 
 

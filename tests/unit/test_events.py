@@ -87,7 +87,8 @@ def test_an_event_is_given_back_as_it_was_stored(store: Callable[[], Events]) ->
     body = wire.encode({"subject": "Hello", "n": [1, 2.5, None, b"\x00"]})
     assert events.append("mail.received", T0 + 0.1, "mail", label, body) == Stored(1, 0)
     assert events.append("sys.x", T0 + 0.2, "kernel", [], wire.encode({})) == Stored(2, 0)
-    for reopen in (lambda: events, store):
+    reopened: tuple[Callable[[], Events], ...] = (lambda: events, store)
+    for reopen in reopened:
         at = reopen()
         rows, next_ = at.page("*")
         assert next_ == 0

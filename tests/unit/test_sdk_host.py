@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from llmos.drivers.sdk import Call
+from llmos.ipc import wire
+from llmos.ipc.protocol import Kind, parse_header
 
 MANIFEST = """
 name = "probe"
@@ -43,7 +49,7 @@ summary = "Calls while being called"
 """
 
 DRIVER = """
-from llmos.drivers.sdk import Call, Code, Driver, DriverEnv, OpError, hookimpl, op
+from llmos.drivers.sdk import Call, Code, Driver, DriverEnv, OpError, hookimpl, op, previews
 
 class Probe(Driver):
     threads = {threads}
@@ -65,6 +71,7 @@ class Probe(Driver):
     @op
     def wait(self, call: Call) -> dict:
         self.env.publish("probe.waiting", {{}})
+        (self.env.state / "waiting").touch()
         call.cancelled.wait()
         (self.env.state / "cancelled").write_text("yes")
         call.check()
@@ -80,6 +87,53 @@ class Probe(Driver):
 def llmos_driver_call_finished(op, error):
     import sys
     print("hook", op, error, file=sys.stderr, flush=True)
+"""
+
+CHANGING = (
+    MANIFEST
+    + """
+[ops.set]
+effect = "write"
+summary = "Changes something"
+undo = true
+preview = true
+[ops.set.args.text]
+type = "string"
+required = true
+max_length = 30000
+[ops.undo]
+effect = "write"
+summary = "Changes it back"
+[ops.undo.args.token]
+type = "string"
+required = true
+[ops.preview]
+effect = "read"
+summary = "Says what it would change"
+[ops.preview.args.op]
+type = "string"
+required = true
+[ops.preview.args.args]
+type = "object"
+required = true
+"""
+)
+SET = """
+    @op
+    def set(self, call: Call, *, text: str) -> dict:
+        call.raise_label(tags=["mail"])
+        call.raise_label("trusted", ["calendar"])
+        return {"undo": text}
+"""
+PREVIEWS = """
+    @previews("set")
+    def _preview_set(self, call: Call, *, text: str) -> str:
+        return "would become " + text
+"""
+UNDO = """
+    @op
+    def undo(self, call: Call, *, token: str) -> dict:
+        return {"back": token}
 """
 
 Start = Callable[..., "subprocess.Popen[str]"]
@@ -186,7 +240,9 @@ def test_host_ends_with_op_running(gate_double: Any, start: Start, tmp_path: Pat
     host = start()
     gate_double.wait_for("sys.ready")
     gate_double.send_call("probe.wait", {})
-    gate_double.wait_for("bus.publish")
+    end = time.monotonic() + 10
+    while not (tmp_path / "waiting").exists() and time.monotonic() < end:
+        time.sleep(0.01)
     host.terminate()
     host.communicate(timeout=5)
     assert host.returncode == 0
@@ -201,6 +257,19 @@ def test_host_ends_with_op_running(gate_double: Any, start: Start, tmp_path: Pat
         (MANIFEST.replace("required = true", ""), "", "echo: text is optional in the manifest and needs a default"),
         (MANIFEST.replace("[ops.echo.args.times]", "[ops.echo.args.count]"), "", "echo: the method takes no count"),
         (MANIFEST.replace(":Probe", ":Prob"), "", "probe_driver:Prob is not a subclass"),
+        (CHANGING, SET + UNDO, "no @previews method for set"),
+        (CHANGING, SET + PREVIEWS, "no @op method for undo; set: undo is true, and there is no op undo"),
+        (
+            CHANGING,
+            SET + UNDO + PREVIEWS.replace("text", "txt"),
+            "preview of set: the method takes no text; preview of set: txt",
+        ),
+        (
+            CHANGING.replace("preview = true", ""),
+            SET + UNDO + PREVIEWS,
+            "set has a preview that is not in the manifest",
+        ),
+        (CHANGING.replace("ops.preview", "ops.foresee"), SET + UNDO + PREVIEWS, "preview is not in the manifest"),
         (MANIFEST, "def setup(self, env): raise RuntimeError()", "RuntimeError in setup"),
     ],
 )
@@ -213,3 +282,70 @@ def test_host_refuses_misfit(gate_double: Any, start: Start, manifest: str, more
     assert last["event"] == "driver.failed"
     assert complaint in last["detail"]
     assert not [op for op, _ in gate_double.log if op == "sys.ready"]
+
+
+def test_host_previews(gate_double: Any, start: Start) -> None:
+    """`preview` checks the other op's arguments, answers with its text, and shows no character that would change how others look."""
+    start(manifest=CHANGING, more=SET + UNDO + PREVIEWS)
+    gate_double.wait_for("sys.ready")
+
+    def preview(**args: Any) -> tuple[bool, dict[str, Any]]:
+        answer: tuple[bool, dict[str, Any]] = gate_double.call("probe.preview", {"op": "set", "args": args})
+        return answer
+
+    assert preview(text="x\n\ty ü") == (True, {"preview": "would become x\n\ty ü"})
+    assert preview(text="\x1b[2J\r\u202eabc\u200b")[1] == {"preview": r"would become \x1b[2J\r\u202eabc\u200b"}
+    for text in ("z" * 30_000, "\x07" * 19_000):
+        shown = preview(text=text)[1]["preview"]
+        assert len(shown) <= 20_000
+        assert re.search(r"cut here, about [\d,]+ characters more$", shown)
+    assert preview(txt="x")[1]["code"] == "INVALID_ARGUMENT"
+    ok, error = gate_double.call("probe.preview", {"op": "echo", "args": {}})
+    assert (ok, error["code"]) == (False, "UNKNOWN_OP")
+
+
+def test_host_undo_tokens(gate_double: Any, start: Start) -> None:
+    """An op that can be undone answers with a token of 1 to 1024 characters; anything else is the driver's mistake."""
+    start(manifest=CHANGING, more=SET + UNDO + PREVIEWS)
+    gate_double.wait_for("sys.ready")
+    assert gate_double.call("probe.set", {"text": "t" * 1024}) == (True, {"undo": "t" * 1024})
+    assert gate_double.call("probe.undo", {"token": "t"}) == (True, {"back": "t"})
+    for text in ("", "t" * 1025):
+        ok, error = gate_double.call("probe.set", {"text": text})
+        assert (ok, error["code"]) == (False, "INTERNAL")
+
+
+def test_call_raises_its_label() -> None:
+    """What an op says of its answer adds up, goes to the wire in order, and cannot be no label."""
+    call = Call()
+    assert call.label == []
+    call.raise_label("trusted", ["web", "mail"])
+    assert call.label == ["t", "mail", "web"]
+    call.raise_label(tags="calendar")
+    call.raise_label("trusted")
+    assert call.label == ["u", "calendar", "mail", "web"]
+    for wrong in (["A"], [""], ["a b"], ["x" * 61]):
+        with pytest.raises(ValueError, match="label"):
+            call.raise_label(tags=wrong)
+    with pytest.raises(ValueError, match="label"):
+        call.raise_label("t")  # type: ignore[arg-type]
+    assert Call().label == []
+
+
+def test_host_sends_the_raised_label(gate_double: Any, start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The reply's header carries what the op said of its answer, and nothing where it said nothing."""
+    labels: list[list[str]] = []
+    take = gate_double._take
+
+    def taking(peer: bytes, greeting: bytes, packed: bytes, body: bytes) -> None:
+        header = parse_header(wire.decode_map(packed))
+        if header.kind is Kind.REPLY:
+            labels.append(header.label)
+        take(peer, greeting, packed, body)
+
+    monkeypatch.setattr(gate_double, "_take", taking)
+    start(manifest=CHANGING, more=SET + UNDO + PREVIEWS)
+    gate_double.wait_for("sys.ready")
+    gate_double.call("probe.set", {"text": "x"})
+    gate_double.call("probe.undo", {"token": "x"})
+    assert labels == [["u", "calendar", "mail"], []]

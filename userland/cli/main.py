@@ -7,7 +7,23 @@ import sys
 import typer
 
 from llmos.ipc.errors import OpError
-from llmos.userland.cli import ask, call, doctor, driver, event, failure, model, perm, process, system
+from llmos.userland.cli import (
+    app_key,
+    approval,
+    ask,
+    audit,
+    call,
+    doctor,
+    driver,
+    event,
+    failure,
+    model,
+    perm,
+    process,
+    system,
+    undo,
+    why,
+)
 from llmos.userland.cli.output import Format, Output
 
 app = typer.Typer(
@@ -26,9 +42,9 @@ def options(output: Output = Format.TABLE) -> None:
     """An operating system for local language models."""
 
 
-for part in (system, doctor, ask, process, call):
+for part in (system, doctor, ask, process, call, approval, undo, why):
     part.add_to(app)
-for noun in (model, driver, perm, event):
+for noun in (model, driver, app_key, perm, approval, audit, event):
     app.add_typer(noun.app)
 
 

@@ -11,6 +11,8 @@ from typing import Annotated, Any
 
 import typer
 
+from llmos.userland.visible import exact, visible
+
 Record = Mapping[str, Any]
 
 
@@ -57,8 +59,8 @@ def plain(value: object) -> str:
     if isinstance(value, float):
         return f"{value:.1f}"
     if isinstance(value, (dict, list)):
-        return json.dumps(value, ensure_ascii=False)
-    return " ".join(str(value).split())
+        return exact(value)
+    return visible(" ".join(str(value).split()))
 
 
 def rows(records: Sequence[Record], columns: Sequence[Column], output: Format, empty: str = "nothing to show") -> None:

@@ -8,8 +8,11 @@ from typing import Annotated, Any
 import typer
 
 from llmos.ipc.connection import Unreachable
-from llmos.userland.cli import arguments, session, system
+from llmos.userland import profiles
+from llmos.userland.cli import arguments, failure, perm, question, session, system, words
 from llmos.userland.cli.output import Column, Format, Output, line_json, note, print_json, record, rows
+from llmos.userland.sdk import Client
+from llmos.userland.visible import visible
 
 FOLLOW_S = 0.3
 """Seconds between two looks at a log that is followed."""
@@ -47,30 +50,55 @@ def spawn(
         list[str] | None,
         typer.Option(help="A capability it is born with, in place of what it requests; may be repeated."),
     ] = None,
+    profile: Annotated[
+        str, typer.Option(help="Born with what this profile lists, and --allow besides; see `llmosctl perm profiles`.")
+    ] = "",
     wait: Annotated[bool, typer.Option(help="Wait for its result and print that.")] = False,
+    strict: Annotated[
+        bool, typer.Option(help="Ask about every effect once it has read a stranger's words, planned or not.")
+    ] = False,
+    yes: Annotated[bool, typer.Option("-y", "--yes", help="Give it what it asks for without asking.")] = False,
     output: Output = Format.TABLE,
 ) -> None:
     """Start an agent.
 
-    Without --allow it gets the capabilities that its manifest requests; with it exactly those named.
+    Without --allow and --profile it gets what its manifest requests: what of that it was not granted before is shown in plain
+    words, and asked for unless --yes is given. With them it gets exactly what they name.
     """
     args = arguments.literals(values or [])
+    handed = [*(profiles.get(profile).allow if profile else ()), *(allow or ())]
+    born_with = handed if profile or allow else None
     with session.connect() as client:
+        if born_with is None and not _may_have_what_it_asks(client, program, yes):
+            note(f"{program} was not started; --allow and --profile give it less")
+            raise typer.Exit(failure.FAILED)
         if not wait:
-            pid = client.spawn(program, args, allow=allow)
+            pid = client.spawn(program, args, allow=born_with, strict=strict)
             if output is Format.TABLE:
                 print(pid)
             else:
                 record({"pid": pid}, output)
             return
-        with session.cancelling(client, client.spawn(program, args, allow=allow, wait=True)) as run:
+        with session.cancelling(client, client.spawn(program, args, allow=born_with, wait=True, strict=strict)) as run:
             for data in run:
                 if output is Format.JSONL:
                     line_json(data)
                 else:
-                    note(" ".join(f"{key}={value}" for key, value in data.items()))
+                    note(visible(" ".join(f"{key}={value}" for key, value in data.items())))
         result: dict[str, Any] = run.result["result"]
     (line_json if output is Format.JSONL else print_json)(result)
+
+
+def _may_have_what_it_asks(client: Client, program: str, yes: bool) -> bool:
+    """The person's word on what it asks for and was not granted before. Raises `OpError(NEEDS_APPROVAL)` off a terminal."""
+    wanted = perm.open_requests(client.call("perm.list", holder=program, timeout=5)["requests"])
+    if not wanted or yes:
+        return True
+    note(f"{program} asks to")
+    for row in wanted:
+        note(f"  {words.of_capability(row['cap'])}")
+    hint = "add --yes to say so yourself; --allow and --profile give it something else"
+    return question.agreed("Start it with that?", yes, f"whether {program} may do that", hint)
 
 
 def kill(

@@ -17,6 +17,7 @@ import typer
 from llmos.ipc import paths
 from llmos.ipc.connection import Unreachable
 from llmos.ipc.errors import Code, OpError
+from llmos.userland import notifier
 from llmos.userland.cli import session
 from llmos.userland.cli.output import Column, Format, Output, note, print_json, record, rows
 from llmos.userland.cli.output import line_json as print_line
@@ -47,6 +48,9 @@ def up(
     ] = None,
     model: Annotated[str | None, typer.Option(help="Name of the model to load; see `llmosctl model ls`.")] = None,
     tier: Annotated[str, typer.Option(help="The weakest sandbox to accept: A or B; see `llmosctl doctor`.")] = "A",
+    headless: Annotated[
+        bool, typer.Option("--headless", help="Nobody is there to ask: what would need approval is denied.")
+    ] = False,
     output: Output = Format.TABLE,
 ) -> None:
     """Start the system: in the foreground until Ctrl-C, or detached.
@@ -58,11 +62,15 @@ def up(
         command += ["--home", os.fspath(home.expanduser().absolute())]
     if model is not None:
         command += ["--model", model]
+    if headless:
+        command.append("--headless")
     read, write = os.pipe()
     with os.fdopen(read, "rb", buffering=0) as answer:
         kernel = _start([*command, "--ready-fd", str(write)], write, detach)
         if detach:
             told = {**_await_ready(kernel, answer), "log": os.fspath(log_file())}
+            with log_file().open("ab") as log:
+                notifier.start_beside(os.environ, log)
             if output is Format.TABLE:
                 note(f"llmos is ready after {told['seconds']:.1f} s (pid {told['pid']}); its log is {told['log']}")
             else:
@@ -130,7 +138,11 @@ def _run_foreground(kernel: subprocess.Popen[bytes], answer: IO[bytes]) -> int:
         note(
             f"llmos is ready after {told['seconds']:.1f} s; Ctrl-C ends it, `llmosctl --help` in another terminal helps"
         )
+    beside = notifier.start_beside(os.environ) if told else None
     status = kernel.wait()
+    if beside is not None:
+        beside.terminate()
+        beside.wait()
     return status if status >= 0 else 128 - status
 
 
