@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 export ORT_DISABLE_TELEMETRY := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: check dev system models run test lint types fmt wheel bench evals reference perplexity lock clean help
+.PHONY: check dev system models run test lint types fmt wheel bench evals agentdojo attacks fuzz capabilities reference perplexity lock clean help
 
 check: lint types test  ## lint, types and tests: what a change must pass
 
@@ -14,10 +14,11 @@ help:  ## this list
 
 dev: $(VENV)/.ready system  ## the virtual environment, with everything the project needs
 
-$(VENV)/.ready: requirements.lock pyproject.toml
+$(VENV)/.ready: requirements.lock pyproject.toml tests/evals/agentdojo/requirements.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "error: Python 3.11 or newer is needed"; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --require-hashes --requirement requirements.lock
+	$(BIN)/python -m pip install --quiet --require-hashes --no-deps --requirement tests/evals/agentdojo/requirements.txt
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
 	@touch $@
 
@@ -62,6 +63,18 @@ bench: models  ## benchmarks: tables here, figures in build/figures
 
 evals: models  ## answers: right articles with the embedded model, and with the 1.5B if it is there
 	$(BIN)/python -m tests.evals.articles --model smollm2-135m --model qwen2.5-coder-1.5b
+
+agentdojo: dev  ## prompt injections against the real system (ten minutes)
+	$(BIN)/python -m tests.evals.agentdojo
+
+attacks: dev  ## hostile processes against the bus, and what they cost the others
+	$(BIN)/python -m tests.system.bus_attacks
+
+fuzz: dev  ## a million malformed frames
+	$(BIN)/python -m tests.fuzz.frames --frames 1000000
+
+capabilities: dev  ## a million random operations on the capability table, against a model of it
+	$(BIN)/python -m tests.unit.capability_machine --operations 1000000
 
 reference: dev  ## llama.cpp, to measure against (compiles for minutes)
 	$(BIN)/python -m pip install --quiet llama-cpp-python==0.3.36

@@ -99,9 +99,9 @@ class Authority:
 
     # -- who there is ----------------------------------------------------------------------------------------------
 
-    def born(self, holder: str, label: Label, *, fixed: bool = False) -> None:
-        """A driver (`fixed`: it keeps its callers' data apart) or an app."""
-        self.labels.born(holder, label, fixed=fixed)
+    def born(self, holder: str, label: Label, why: str, *, fixed: bool = False) -> None:
+        """A driver (`fixed`: it keeps its callers' data apart) or an app; `why` it has that label, in two or three words."""
+        self.labels.born(holder, label, Source(holder, why), fixed=fixed)
         self._tasks[holder] = Task(holder, holder, Budget())
 
     def app_born(self, holder: str) -> None:
@@ -111,7 +111,7 @@ class Authority:
         """
         known: list[str] = next((row["label"] for row in self._app_labels.load() if row["id"] == holder), [])
         own = BOTTOM if self.caps.can(holder, "label", "trust") else Label.make("untrusted", [holder])
-        self.born(holder, own | Label.from_wire(known))
+        self.born(holder, own | Label.from_wire(known), "let in as an app")
 
     def app_trusted(self, holder: str) -> None:
         """The user takes it for trusted from now on, whatever it has seen before."""

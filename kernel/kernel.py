@@ -188,7 +188,7 @@ class Kernel:
             if manifest.topics:
                 own = Right("bus", "publish", {"topic": tuple(manifest.topics)})
                 self.caps.mint(name, own, "its manifest declares them")
-            self.authority.born(name, self.forwarder.driver_label(name), fixed=True)
+            self.authority.born(name, self.forwarder.driver_label(name), "its manifest", fixed=True)
         for app in self.apps:
             self.authority.app_born(app_holder(app.name))
         self._on_time()
@@ -473,7 +473,7 @@ class Kernel:
     def _trust(self, holder: str) -> None:
         """`label.trust` was given to it, or taken back."""
         if holder in self.programs.drivers:
-            self.authority.born(holder, self.forwarder.driver_label(holder), fixed=True)
+            self.authority.born(holder, self.forwarder.driver_label(holder), "its manifest", fixed=True)
         elif holder not in {app_holder(app.name) for app in self.apps}:
             return
         elif self.caps.can(holder, "label", "trust"):

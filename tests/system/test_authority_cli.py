@@ -113,7 +113,7 @@ def test_approved_undone_and_logged(user: User, call: Call) -> None:
     log = user.system.root / "audit.jsonl"
     user.run("audit", "export", str(log))
     assert json.loads(log.read_text().splitlines()[-1])["head"] >= rows[-1]["seq"]
-    assert "from filesystem through filesystem.write" in user.run("why", "app:notes").stdout
+    assert "let in as an app" in user.run("why", "app:notes").stdout
 
 
 def test_denied_with_a_reason(user: User, call: Call) -> None:
