@@ -714,6 +714,16 @@ class ListDrivers(Syscall, frozen=True):
     RIGHT = "driver.read"
 
 
+class ScanDrivers(Syscall, frozen=True):
+    """Reads again what is installed: new drivers start, changed ones start again, removed ones end. → `{added, changed, removed, broken}`
+
+    What was granted to one that is removed stays, should it come back; `perm.revoke` takes it.
+    """
+
+    OP = "driver.scan"
+    RIGHT = "sys.control"
+
+
 class ShowDriver(Syscall, frozen=True):
     """→ the driver's manifest, state, and grants. Errors: `NOT_FOUND`."""
 

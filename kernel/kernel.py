@@ -36,7 +36,7 @@ from llmos.kernel.launch import Places
 from llmos.kernel.loop import Loop, Timer
 from llmos.kernel.peers import Peer, Peers
 from llmos.kernel.process import Kind, LogRing, Process, ProcessTable, State, now
-from llmos.kernel.programs import Programs
+from llmos.kernel.programs import Changes, Programs
 from llmos.kernel.supervisor import Command, Supervisor
 from llmos.kernel.topics import Topics
 from llmos.kernel.values import REFERENCE
@@ -103,6 +103,8 @@ class Kernel:
         self.agents = Agents(
             self.authority, self.programs, self.processes, self.supervisor, str(places.home), self.revoked
         )
+        self._declared: dict[str, list[str]] = {}
+        """Driver → the capabilities it has by its manifest alone."""
         self._core_process: Process | None = None
         self._core_start: Timer | None = None
         self._clock_timer: Timer | None = None
@@ -136,6 +138,37 @@ class Kernel:
     def start_drivers(self) -> None:
         for name, manifest in self.programs.drivers.items():
             self.supervisor.start(self.processes.add(Kind.DRIVER, name, manifest=manifest))
+
+    def rescan(self) -> Changes:
+        """Something was installed or removed: new drivers start, changed ones start again, removed ones end."""
+        changes = self.programs.scan()
+        for name in (*changes.removed, *changes.changed):
+            self.revoked([cap for one in self._declared.pop(name, []) for cap in self.caps.revoke(one)], "removed")
+        for name in changes.removed:
+            process = self.processes.named(name)
+            if process is not None:
+                self.supervisor.retire(process)
+                self.processes.remove(process)
+                self.forwarder.given_up(process, "it was removed")
+        for name in (*changes.added, *changes.changed):
+            manifest = self.programs.drivers[name]
+            self._admit(name)
+            self.topics.declare_for(manifest)
+            process = self.processes.named(name)
+            if process is None:
+                self.supervisor.start(self.processes.add(Kind.DRIVER, name, manifest=manifest))
+            else:
+                process.manifest = manifest
+                self.supervisor.restart(process)
+        return changes
+
+    def _admit(self, name: str) -> None:
+        """What a driver is by being installed: its label, and its own topics to publish on."""
+        manifest = self.programs.drivers[name]
+        if manifest.topics:
+            own = Right("bus", "publish", {"topic": tuple(manifest.topics)})
+            self._declared[name] = [self.caps.mint(name, own, "its manifest declares them").id]
+        self.authority.born(name, self.forwarder.driver_label(name), "its manifest", fixed=True)
 
     def choose_model(self, name: str | None) -> None:
         """The model of this run: the one named, else the one last chosen, else a default. Raises `OpError(NOT_FOUND)`.
@@ -184,11 +217,8 @@ class Kernel:
             spent = self.journal.spending(grant.id)
             kept = self.caps.mint(grant.holder, right, grant.origin, id=grant.id, reason=grant.reason, spent=spent)
             self.caps.keep(kept)
-        for name, manifest in self.programs.drivers.items():
-            if manifest.topics:
-                own = Right("bus", "publish", {"topic": tuple(manifest.topics)})
-                self.caps.mint(name, own, "its manifest declares them")
-            self.authority.born(name, self.forwarder.driver_label(name), "its manifest", fixed=True)
+        for name in self.programs.drivers:
+            self._admit(name)
         for app in self.apps:
             self.authority.app_born(app_holder(app.name))
         self._on_time()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -13,6 +15,7 @@ from llmos.ipc.errors import Code, OpError
 from llmos.ipc.manifest import AgentManifest, DriverManifest, discover, load_agent, load_driver
 from llmos.ipc.protocol import SYSCALLS
 from llmos.kernel.capability import Capability, Right
+from llmos.kernel.scope import KeyKinds
 
 log = structlog.get_logger()
 
@@ -22,17 +25,42 @@ RESERVED = {op.partition(".")[0] for op in SYSCALLS} | {"app", "fs", "user", "ke
 """Names that mean something already."""
 
 
+@dataclass(frozen=True)
+class Changes:
+    """Drivers that a scan found new, different, or gone."""
+
+    added: list[str]
+    changed: list[str]
+    removed: list[str]
+
+
 class Programs:
-    """Read once, at boot. A broken package is reported and left out; it never stops the others."""
+    """Read at boot and when somebody installs something. A broken package is reported and left out; it never stops the others."""
 
     def __init__(self) -> None:
         self.drivers: dict[str, DriverManifest] = {}
         self.agents: dict[str, AgentManifest] = {}
         self.broken: dict[str, str] = {}
+        self.scope_kinds: dict[str, KeyKinds] = {}
+        """Object → the kinds of its scope keys."""
+        self.scan()
+
+    def scan(self) -> Changes:
+        """Read the manifests of what is installed now."""
+        before = dict(self.drivers)
+        for known in (self.drivers, self.agents, self.broken, self.scope_kinds):
+            known.clear()
+        importlib.invalidate_caches()
         for name, path in discover("llmos.drivers", "manifest.toml"):
             self._take(name, path, self.drivers, load_driver)
         for name, path in discover("llmos.agents", "agent.toml"):
             self._take(name, path, self.agents, load_agent)
+        self.scope_kinds.update({name: one.scope_kinds for name, one in self.drivers.items() if one.scope_kinds})
+        return Changes(
+            [name for name in self.drivers if name not in before],
+            [name for name, manifest in self.drivers.items() if name in before and manifest != before[name]],
+            [name for name in before if name not in self.drivers],
+        )
 
     def agent(self, name: str) -> AgentManifest:
         """Raises `OpError(NOT_FOUND)`."""
@@ -42,11 +70,6 @@ class Programs:
             raise OpError(
                 Code.NOT_FOUND, f"no agent is called {name!r}", f"installed: {', '.join(self.agents) or 'none'}"
             ) from None
-
-    @property
-    def scope_kinds(self) -> dict[str, dict[str, str]]:
-        """Object → the kinds of its scope keys."""
-        return {name: dict(manifest.scope_kinds) for name, manifest in self.drivers.items() if manifest.scope_kinds}
 
     def shipped(self, name: str) -> bool:
         """Whether a driver comes with the system."""

@@ -49,6 +49,8 @@ class Supervisor:
         self._ended = ended
         self._children: dict[Process, Jailed] = {}
         self._deadlines: dict[Process, Timer] = {}
+        self._retired: set[Process] = set()
+        """Those that are not to come back."""
         self._stopping = False
         read, write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         signal.set_wakeup_fd(write, warn_on_full_buffer=False)
@@ -116,7 +118,7 @@ class Supervisor:
         jailed = self._children.get(process)
         if jailed is None:
             self._settle(process)
-            if process.kind is Kind.AGENT or self._stopping:
+            if process.kind is Kind.AGENT or self._stopping or process in self._retired:
                 process.state = State.ENDED
             else:
                 self.restart(process)
@@ -128,6 +130,11 @@ class Supervisor:
             jailed.terminate()
             self._settle(process)
             self._deadlines[process] = self._loop.later(params.TERM_S, jailed.kill)
+
+    def retire(self, process: Process) -> None:
+        """End it for good: its program is not installed any more."""
+        self._retired.add(process)
+        self.stop(process)
 
     def restart(self, process: Process, *, soon: float = 0.0) -> None:
         """End it and start it again, after `soon` seconds in which another call of this counts for nothing."""
@@ -213,7 +220,8 @@ class Supervisor:
         log.debug("process.stderr", pid=process.pid, lines=list(process.log.lines)[-20:])
         process.state = State.ENDED
         self._ended(process, reason)
-        if process.kind is Kind.AGENT or self._stopping:
+        if process.kind is Kind.AGENT or self._stopping or process in self._retired:
+            self._retired.discard(process)
             return
         if was is State.STOPPING:  # it was asked to end, which is no crash
             process.failures = 0

@@ -409,6 +409,17 @@ def _drivers(kernel: Kernel, request: Request, args: protocol.ListDrivers) -> Re
     return {"drivers": rows}
 
 
+@syscall(protocol.ScanDrivers)
+def _scan(kernel: Kernel, request: Request, args: protocol.ScanDrivers) -> Result:  # noqa: ARG001
+    changes = kernel.rescan()
+    return {
+        "added": changes.added,
+        "changed": changes.changed,
+        "removed": changes.removed,
+        "broken": kernel.programs.broken,
+    }
+
+
 @syscall(protocol.ShowDriver)
 def _show_driver(kernel: Kernel, request: Request, args: protocol.ShowDriver) -> Result:  # noqa: ARG001
     manifest = kernel.programs.drivers.get(args.name)

@@ -46,12 +46,16 @@ class Topics:
         """Which topics keep their last event, and which all of them."""
         self.bus.declare("sys.model", retain=True)
         for manifest in drivers:
-            for topic, about in manifest.topics.items():
-                self.bus.declare(topic, retain=about.retain, durable=about.durable)
+            self.declare_for(manifest)
         for topic in self.bus.durable():
             if self.bus.spec(topic).retain and (last := self._events.last(topic)) is not None:
                 self.bus.retain(topic, last.header(), last.body, last.label)
         self._expire()
+
+    def declare_for(self, manifest: DriverManifest) -> None:
+        """The topics of one driver."""
+        for topic, about in manifest.topics.items():
+            self.bus.declare(topic, retain=about.retain, durable=about.durable)
 
     def publish(self, topic: str, data: dict[str, Any], sender: str, label: Label = BOTTOM) -> int:
         """To every subscriber's mailbox; how many those are.

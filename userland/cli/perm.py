@@ -97,6 +97,13 @@ def grant(
     rows(granted, [Column("id"), _Cap], output, f"nothing was granted to {holder}")
 
 
+def offer(client: Client, holder: str, yes: bool) -> None:
+    """Show what a program asks for, one by one, and grant what is agreed to."""
+    for cap in (row["cap"] for row in open_requests(client.call("perm.list", holder=holder, timeout=5)["requests"])):
+        if _agreed(holder, cap, yes):
+            client.call("perm.grant", {"holder": holder, "cap": cap}, timeout=5)
+
+
 def open_requests(requests: Sequence[Record]) -> list[Record]:
     """What is asked for, not granted, and of use on this machine."""
     return [row for row in requests if row["present"] and not row["granted"]]
