@@ -207,14 +207,25 @@ def load_agent(path: Path) -> AgentManifest:
     return _load(path, AgentManifest)
 
 
-def discover(group: str, file_name: str) -> Iterator[tuple[str, Path]]:
+GROUPS = {"llmos.drivers": "manifest.toml", "llmos.agents": "agent.toml"}
+"""Entry point group → name of the manifest beside the module."""
+
+
+def discover(group: str, packages: Path) -> Iterator[tuple[str, Path]]:
     """Name and manifest of every installed package with an entry point in `group`, without importing any of them.
 
-    An entry whose package carries no manifest still appears, with the path where it should be.
+    First those of this Python, then those in a directory of their own below `packages`. An entry whose package carries no
+    manifest still appears, with the path where it should be.
     """
+    file_name = GROUPS[group]
     for point in sorted(importlib.metadata.entry_points(group=group), key=lambda point: point.name):
         directory = _package_directory(point.module)
         yield point.name, (directory or Path(point.module.replace(".", "/"))) / file_name
+    for place in sorted(path for path in packages.glob("*") if path.is_dir() and path.name[0] != "."):
+        for distribution in importlib.metadata.distributions(path=[str(place)]):
+            for point in distribution.entry_points:
+                if point.group == group:
+                    yield point.name, place.joinpath(*filter(None, point.module.split("."))) / file_name
 
 
 def _package_directory(module: str) -> Path | None:

@@ -30,6 +30,11 @@ def models_dir() -> Path:
     return Path(models) if models else state_dir() / "models"
 
 
+def packages_dir() -> Path:
+    """Packages of drivers and agents that the user installed, a directory for each."""
+    return state_dir() / "packages"
+
+
 def runtime_dir() -> Path:
     """Sockets and the user's token; mode 0700. Beside the state where a login session gives no place of its own."""
     home = os.environ.get("LLMOS_HOME")

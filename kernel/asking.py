@@ -90,7 +90,8 @@ class Asking:
             undoable=attempt.undoable,
             preview=preview,
         )
-        self._parked.setdefault(approval.id, []).append((attempt, subject))
+        waiting = [parked for parked in self._parked.get(approval.id, ()) if not parked[0].call.done]
+        self._parked[approval.id] = [*waiting, (attempt, subject)]
         self._calls.expire(call, min(attempt.wait_s or ASK_S, ASK_S), lambda: authority.approvals.refusal(approval))
 
     def _pass(self, attempt: Attempt, by: Approval | Rule | None) -> None:

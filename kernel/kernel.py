@@ -77,7 +77,7 @@ class Kernel:
         self.booted = loop.clock()
         self.ready_s = 0.0
         self.on_ready: Callable[[], None] = lambda: None
-        self.programs = Programs()
+        self.programs = Programs(places.packages)
         self.processes = ProcessTable()
         self.apps = Apps(stores.journal)
         self.authority = Authority(

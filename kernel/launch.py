@@ -28,6 +28,8 @@ class Places:
     state: Path
     runtime: Path
     models: Path
+    packages: Path
+    """Packages of drivers and agents, a directory for each."""
 
 
 def gate(fd: int, address: Path, tier: Tier, *, apps: bool) -> Command:
@@ -87,8 +89,8 @@ def _import_roots(manifest: DriverManifest | AgentManifest) -> tuple[Path, ...]:
     """Where a package that is installed outside of the interpreter's directories, as editable ones are, is imported from."""
     package = Path(manifest.directory).resolve()
     levels = manifest.entry.partition(":")[0].count(".")
-    root = package.parents[max(0, levels - 1)] if levels else package
-    return () if manifest.entry.startswith("llmos.") or jail.sees(root) else (root,)
+    root = package.parents[levels - 1] if 0 < levels <= len(package.parents) else package
+    return () if jail.sees(root) else (root,)
 
 
 def scratch(process: Process, places: Places) -> Path:

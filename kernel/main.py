@@ -111,7 +111,9 @@ def _places(home: Path) -> Places:
             f"{bus} is longer than the {paths.MAX_SOCKET_PATH} bytes a socket's path may have",
             "choose a shorter LLMOS_HOME",
         )
-    return Places(home.resolve(), private_directory(paths.state_dir()), runtime, paths.models_dir())
+    return Places(
+        home.resolve(), private_directory(paths.state_dir()), runtime, paths.models_dir(), paths.packages_dir()
+    )
 
 
 def _lock(places: Places) -> int:

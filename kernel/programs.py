@@ -14,6 +14,7 @@ import structlog
 from llmos.ipc.errors import Code, OpError
 from llmos.ipc.manifest import AgentManifest, DriverManifest, discover, load_agent, load_driver
 from llmos.ipc.protocol import SYSCALLS
+from llmos.kernel import jail
 from llmos.kernel.capability import Capability, Right
 from llmos.kernel.scope import KeyKinds
 
@@ -35,9 +36,14 @@ class Changes:
 
 
 class Programs:
-    """Read at boot and when somebody installs something. A broken package is reported and left out; it never stops the others."""
+    """Read at boot and when somebody installs something. A broken package is reported and left out; it never stops the others.
 
-    def __init__(self) -> None:
+    Args:
+        packages: where packages have a directory of their own.
+    """
+
+    def __init__(self, packages: Path) -> None:
+        self._packages = packages
         self.drivers: dict[str, DriverManifest] = {}
         self.agents: dict[str, AgentManifest] = {}
         self.broken: dict[str, str] = {}
@@ -51,9 +57,9 @@ class Programs:
         for known in (self.drivers, self.agents, self.broken, self.scope_kinds):
             known.clear()
         importlib.invalidate_caches()
-        for name, path in discover("llmos.drivers", "manifest.toml"):
+        for name, path in discover("llmos.drivers", self._packages):
             self._take(name, path, self.drivers, load_driver)
-        for name, path in discover("llmos.agents", "agent.toml"):
+        for name, path in discover("llmos.agents", self._packages):
             self._take(name, path, self.agents, load_agent)
         self.scope_kinds.update({name: one.scope_kinds for name, one in self.drivers.items() if one.scope_kinds})
         return Changes(
@@ -72,8 +78,8 @@ class Programs:
             ) from None
 
     def shipped(self, name: str) -> bool:
-        """Whether a driver comes with the system."""
-        return self.drivers[name].entry.startswith("llmos.")
+        """Whether a driver comes with the system, by where it lies: what its manifest says is its author's word."""
+        return jail.is_own(Path(self.drivers[name].directory))
 
     def manifest(self, name: str) -> DriverManifest | AgentManifest | None:
         return self.drivers.get(name) or self.agents.get(name)

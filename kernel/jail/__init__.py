@@ -14,7 +14,7 @@ first line of the module runs. README.md says what each layer covers, and what n
 from llmos.kernel.jail.policy import ALL_LAYERS, JailError, Layer, Limits, Policy, Tier
 from llmos.kernel.jail.probe import Finding, Report, probe
 from llmos.kernel.jail.process import Jailed, Started, spawn
-from llmos.kernel.jail.view import sees
+from llmos.kernel.jail.view import is_own, sees
 
 __all__ = [
     "ALL_LAYERS",
@@ -27,6 +27,7 @@ __all__ = [
     "Report",
     "Started",
     "Tier",
+    "is_own",
     "probe",
     "sees",
     "spawn",

@@ -91,6 +91,11 @@ def packages() -> tuple[Path, ...]:
     return tuple(found)
 
 
+def is_own(path: Path) -> bool:
+    """Whether this lies in llmos itself."""
+    return _inside(path.resolve(), [place.resolve() for place in packages()])
+
+
 def sees(path: Path) -> bool:
     """Whether every jail shows this, whatever its policy says."""
     return _inside(path, (*interpreter(), *packages(), *_existing(_SYSTEM)))

@@ -43,13 +43,13 @@ class Weather(Driver):
 """
 
 
-def wheel(root: Path, version: str = "1") -> Path:
+def wheel(root: Path, version: str = "1", manifest: str = MANIFEST) -> Path:
     """A package with a driver, built as its author would."""
     source = root / f"source-{version}"
     package = source / "weather_package"
     package.mkdir(parents=True)
     (package / "__init__.py").touch()
-    (package / "manifest.toml").write_text(MANIFEST.format(version=version))
+    (package / "manifest.toml").write_text(manifest.format(version=version))
     (package / "driver.py").write_text(DRIVER)
     (source / "pyproject.toml").write_text(
         f'[build-system]\nrequires = ["setuptools"]\nbuild-backend = "setuptools.build_meta"\n'
@@ -68,45 +68,55 @@ def llmosctl(system: System, *words: str, status: int = 0) -> str:
     return done.stdout + done.stderr
 
 
-@pytest.mark.skipif(sys.prefix == sys.base_prefix, reason="installs into its own virtual environment only")
 def test_a_package_comes_and_goes_while_the_system_runs(running: System, tmp_path: Path) -> None:
     """Its requests are shown in plain words; nothing is granted that was not agreed to; a newer one takes its place."""
     (running.home / "Weather").mkdir()
     first, second = wheel(tmp_path), wheel(tmp_path, "2")
     user = running.connect()
-    try:
-        said = llmosctl(running, "driver", "add", str(first), "-y")
-        assert "weather may see the files in" in said
-        assert running.until(lambda: user.call("weather.now")) == {"weather": "fair"}
-        assert {row["cap"] for row in user.call("perm.list", {"holder": "weather"})["caps"]} == {
-            "bus.publish(topic=weather.changed)",
-            f"fs.read(path={running.home}/Weather)",
-            "llm.embed",
-        }
-        llmosctl(running, "driver", "add", str(second), "-y")
-        assert user.call("driver.show", {"name": "weather"})["version"] == "2"
-        assert running.until(lambda: user.call("weather.now")) == {"weather": "fair"}
-        llmosctl(running, "driver", "rm", "weather", "-y")
-    finally:
-        subprocess.run(
-            [sys.executable, "-m", "pip", "uninstall", "-q", "-y", "llmos-test-weather"],
-            check=False,
-            capture_output=True,
-        )
+    said = llmosctl(running, "driver", "install", str(first), "-y")
+    assert "weather may see the files in" in said
+    assert running.until(lambda: user.call("weather.now")) == {"weather": "fair"}
+    assert {row["cap"] for row in user.call("perm.list", {"holder": "weather"})["caps"]} == {
+        "bus.publish(topic=weather.changed)",
+        f"fs.read(path={running.home}/Weather)",
+        "llm.embed",
+    }
+    llmosctl(running, "driver", "install", str(second), "-y")
+    assert user.call("driver.show", {"name": "weather"})["version"] == "2"
+    assert running.until(lambda: user.call("weather.now")) == {"weather": "fair"}
+    llmosctl(running, "driver", "uninstall", "weather", "-y")
     with pytest.raises(OpError) as caught:
         user.call("weather.now")
     assert caught.value.code is Code.UNKNOWN_OP
     assert "weather" not in [row["name"] for row in user.call("proc.list")["processes"]]
 
 
+def test_a_package_cannot_say_that_it_comes_with_the_system(running: System, tmp_path: Path) -> None:
+    """Its entry point may be called what it likes: its answers are untrusted, and code in a `.pth` of it never runs."""
+    evil = wheel(
+        tmp_path,
+        "3",
+        MANIFEST.replace("weather_package.driver", "llmos.weather").replace("tags", "integrity = 'trusted'\ntags"),
+    )
+    llmosctl(running, "driver", "install", str(evil), "-y")
+    rows = running.connect().call("proc.list")["processes"]
+    assert next(row["label"] for row in rows if row["name"] == "weather") == "untrusted {weather}"
+    marker = tmp_path / "ran"
+    place = next((Path(running.environment["LLMOS_HOME"]) / "packages").glob("*"))
+    (place / "evil.pth").write_text(f"import pathlib; pathlib.Path({str(marker)!r}).touch()")
+    running.connect().call("driver.scan")
+    llmosctl(running, "driver", "ls")
+    assert not marker.exists()
+
+
 def test_what_comes_with_the_system_is_not_removed(shared: System) -> None:
-    """It says how to take its rights instead; a name that is nobody's is not found."""
-    assert "comes with the system" in llmosctl(shared, "driver", "rm", "filesystem", "-y", status=8)
-    llmosctl(shared, "driver", "rm", "nothing", "-y", status=3)
+    """Nor what is nobody's."""
+    for name in ("filesystem", "nothing"):
+        assert "no installed package" in llmosctl(shared, "driver", "uninstall", name, "-y", status=3)
 
 
 def test_a_package_that_is_none_is_said_to_be(shared: System, tmp_path: Path) -> None:
     """With pip's own last word."""
     broken = tmp_path / "broken-1-py3-none-any.whl"
     broken.write_bytes(b"not a wheel")
-    assert "pip install" in llmosctl(shared, "driver", "add", str(broken), status=1)
+    assert "pip:" in llmosctl(shared, "driver", "install", str(broken), status=1)

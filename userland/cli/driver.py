@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-import importlib
-import subprocess
-import sys
-from importlib import metadata
 from typing import Annotated, Any
 
 import typer
 
 from llmos.ipc.errors import Code, OpError
+from llmos.userland import packages
 from llmos.userland.cli import failure, perm, question, session, words
-from llmos.userland.cli.output import Column, Format, Output, line_json, note, print_json, record, rows
+from llmos.userland.cli.output import Column, Format, Output, line_json, print_json, record, rows
 from llmos.userland.visible import visible
 
 app = typer.Typer(name="driver", help="See, install and remove the drivers.", no_args_is_help=True)
-
-GROUPS = ("llmos.drivers", "llmos.agents")
-"""Entry points that make a package one of drivers or agents."""
 
 
 @app.command(epilog="Example: llmosctl driver ls")
@@ -46,70 +40,43 @@ def show(name: Annotated[str, typer.Argument(help="See `llmosctl driver ls`.")],
         rows(wanted, columns, output)
 
 
-@app.command(epilog="Example: llmosctl driver add llmos-weather")
-def add(
+@app.command(epilog="Example: llmosctl driver install llmos-weather")
+def install(
     package: Annotated[str, typer.Argument(help="A name on the package index, or the path of a wheel.")],
     yes: Annotated[bool, typer.Option("-y", "--yes", help="Give it what it asks for without asking.")] = False,
     output: Output = Format.TABLE,
 ) -> None:
-    """Install a package of drivers or agents, and show what each of them asks for.
+    """Install a package of drivers or agents, or a newer one in its place, and show what each asks for.
 
-    Only wheels are taken: they are unpacked and run no code while they are installed. Nothing of a package runs outside of a jail
-    afterwards, and nothing is granted that you do not agree to.
+    Only wheels are taken: they are unpacked into a directory of their own and run no code while they are installed. Nothing of a package
+    runs outside of a jail afterwards, and nothing is granted that you do not agree to.
     """
-    known = _installed()
     from rich import console
 
     with console.Console(stderr=True).status(f"installing {visible(package)}"):
-        _pip("install", "--only-binary", ":all:", package)
-    made = {name: group for name, group in _installed().items() if name not in known}
-    if not made:
-        note(f"{visible(package)} holds no driver and no agent that was not there before")
+        made = packages.install(package)
     with session.connect() as client:
-        changes = client.call("driver.scan", timeout=10)
-        for name in (*made, *changes["changed"]):
-            if name in changes["broken"]:
-                raise OpError(Code.INVALID_ARGUMENT, f"{name} cannot be used: {changes['broken'][name]}")
+        broken = client.call("driver.scan", timeout=10)["broken"]
+        for name in made.programs:
+            if name in broken:
+                raise OpError(Code.INVALID_ARGUMENT, f"{name} cannot be used: {visible(broken[name])}")
             perm.offer(client, name, yes)
-    record({"installed": list(made), "changed": changes["changed"]}, output)
+    record({"package": made.name, "version": made.version, "programs": list(made.programs)}, output)
 
 
-@app.command(epilog="Example: llmosctl driver rm weather")
-def rm(
-    name: Annotated[str, typer.Argument(help="See `llmosctl driver ls`.")],
+@app.command(epilog="Example: llmosctl driver uninstall weather")
+def uninstall(
+    name: Annotated[str, typer.Argument(help="A driver, an agent, or their package.")],
     yes: Annotated[bool, typer.Option("-y", "--yes", help="Do not ask.")] = False,
     output: Output = Format.TABLE,
 ) -> None:
     """Remove the package that a driver or an agent came with. What was granted to it stays until it is revoked."""
-    package = next((one for group in GROUPS for one in metadata.entry_points(group=group) if one.name == name), None)
-    if package is None or package.dist is None:
-        known = ", ".join(_installed())
-        raise OpError(Code.NOT_FOUND, f"no driver and no agent is called {name!r}", f"installed: {known}")
-    distribution = package.dist.name
-    if distribution == "llmos":
-        raise OpError(
-            Code.CONFLICT, f"{name} comes with the system", "take its rights back with `llmosctl perm revoke`"
-        )
-    if not question.agreed(f"remove the package {distribution}?", yes, f"whether to remove {distribution}"):
+    if not question.agreed(f"remove {visible(name)} and its package?", yes, f"whether to remove {visible(name)}"):
         raise typer.Exit(failure.FAILED)
-    _pip("uninstall", "--yes", distribution)
+    gone = packages.remove(name)
     with session.connect() as client:
-        record({"package": distribution, "removed": client.call("driver.scan", timeout=10)["removed"]}, output)
-
-
-def _installed() -> dict[str, str]:
-    """Name → group, of every driver and agent there is."""
-    importlib.invalidate_caches()
-    return {point.name: group for group in GROUPS for point in metadata.entry_points(group=group)}
-
-
-def _pip(*words_: str) -> None:
-    """Raises `OpError(UNAVAILABLE)` with what pip said last."""
-    command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--no-input", "--quiet", *words_]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        said = [line for line in done.stderr.splitlines() if line.strip()] or ["it gave no reason"]
-        raise OpError(Code.UNAVAILABLE, f"pip {words_[0]}: {visible(said[-1])}", "is it a wheel, for this Python?")
+        client.call("driver.scan", timeout=10)
+    record({"package": gone.name, "version": gone.version, "programs": list(gone.programs)}, output)
 
 
 def _args(op: Any) -> str:
