@@ -81,7 +81,7 @@ def test_the_wheel_runs(wheel: Path, tmp_path: Path) -> None:
         "sys.meta_path[:] = [finder for finder in sys.meta_path if 'editable' not in repr(finder)]\n"
         "import llmos.ipc; assert llmos.ipc.__file__.startswith(sys.argv[1]), llmos.ipc.__file__\n"
         "from pathlib import Path\nfrom llmos.kernel.programs import Programs\n"
-        "programs = Programs(Path("none")); assert {'browser_history', 'filesystem'} <= set(programs.drivers), programs.broken\n"
+        "programs = Programs(Path('none')); assert {'browser_history', 'filesystem'} <= set(programs.drivers), programs.broken\n"
         "assert 'assistant' in programs.agents, programs.broken\n"
     )
     subprocess.run([sys.executable, "-I", "-c", code, str(tmp_path)], check=True, timeout=60)
