@@ -6,11 +6,12 @@ and check, the driver host to serve, the assistant to choose.
 
 from __future__ import annotations
 
-import importlib.metadata
+import configparser
 import importlib.util
 import json
 import tomllib
 from collections.abc import Iterator
+from importlib import metadata
 from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -218,14 +219,24 @@ def discover(group: str, packages: Path) -> Iterator[tuple[str, Path]]:
     manifest still appears, with the path where it should be.
     """
     file_name = GROUPS[group]
-    for point in sorted(importlib.metadata.entry_points(group=group), key=lambda point: point.name):
-        directory = _package_directory(point.module)
-        yield point.name, (directory or Path(point.module.replace(".", "/"))) / file_name
+    for name, module in sorted(_entries(group, None)):
+        directory = _package_directory(module)
+        yield name, (directory or Path(module.replace(".", "/"))) / file_name
     for place in sorted(path for path in packages.glob("*") if path.is_dir() and path.name[0] != "."):
-        for distribution in importlib.metadata.distributions(path=[str(place)]):
-            for point in distribution.entry_points:
-                if point.group == group:
-                    yield point.name, place.joinpath(*filter(None, point.module.split("."))) / file_name
+        for name, module in sorted(_entries(group, place)):
+            yield name, place.joinpath(*filter(None, module.split("."))) / file_name
+
+
+def _entries(group: str, place: Path | None) -> set[tuple[str, str]]:
+    """(name, module) of every entry point in a directory, or in this Python's; those of a package that cannot be read are left out."""
+    found = set()
+    where = metadata.distributions() if place is None else metadata.distributions(path=[str(place)])
+    for distribution in where:
+        try:
+            found |= {(point.name, point.module) for point in distribution.entry_points if point.group == group}
+        except (ValueError, OSError, AttributeError, configparser.Error):  # somebody else's broken file
+            continue
+    return found
 
 
 def _package_directory(module: str) -> Path | None:

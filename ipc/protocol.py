@@ -294,7 +294,7 @@ class Replay(Syscall, frozen=True):
     RIGHT = "bus.subscribe"
     SCOPE: ClassVar[dict[str, str]] = {"topic": "topic"}
     topic: TopicPattern
-    after: Annotated[int, Meta(ge=0)] = 0
+    after: Annotated[int, Meta(ge=0, le=(1 << 63) - 1)] = 0
     since: Annotated[float, Meta(ge=0)] = 0.0
     limit: Annotated[int, Meta(ge=1, le=500)] = 100
 
@@ -469,7 +469,10 @@ class DescribeValue(Syscall, frozen=True):
 
 
 class ProjectValue(Syscall, frozen=True):
-    """A part of a value as a value of its own, e.g. `.items[0].title`; null when there is no such part. → `{$v, type, bytes, label}`"""
+    """A part of a value as a value of its own, e.g. `.items[0].title`; null when there is no such part. → `{$v, type, bytes, label}`
+
+    Of a part neither type (`part`) nor size (0) is told.
+    """
 
     OP = "value.project"
     RIGHT = None
@@ -519,8 +522,8 @@ class ListApprovals(Syscall, frozen=True):
 class ShowApproval(Syscall, frozen=True):
     """One request with its exact arguments, where each came from, what it would change, and the rule that `always` would save.
 
-    → `{id, op, holder, program, task, label, args, asked, expires, state, reasons, provenance, why, undoable, preview, rule, answer, words,
-    decided, by}`. Errors: `NOT_FOUND`.
+    → `{id, op, holder, program, task, label, args, asked, expires, state, reasons, provenance, provenance_of, why, undoable, preview, rule,
+    answer, words, decided, by}`; `provenance` may hold fewer rows than the `provenance_of` there are. Errors: `NOT_FOUND`.
     """
 
     OP = "approval.show"
@@ -608,7 +611,7 @@ class ExportAudit(Syscall, frozen=True):
 
     OP = "audit.export"
     RIGHT = "audit.read"
-    after: Annotated[int, Meta(ge=0)] = 0
+    after: Annotated[int, Meta(ge=0, le=(1 << 63) - 1)] = 0
 
 
 # -- apps: programs from outside ---------------------------------------------------------------------------------------
@@ -669,7 +672,10 @@ class Revoke(Syscall, frozen=True):
 
 
 class ListGrants(Syscall, frozen=True):
-    """→ `{caps: [{id, parent, holder, cap, origin, reason}], requests: [{holder, cap, granted, present}]}`"""
+    """→ `{caps: [{id, parent, holder, cap, origin, reason}], requests: [{holder, cap, granted, present}], more}`.
+
+    `more` counts those that did not fit; ask for one holder's.
+    """
 
     OP = "perm.list"
     RIGHT = "perm.read"
@@ -736,7 +742,7 @@ SYSCALLS: dict[str, type[Syscall]] = {call.OP: call for call in Syscall.__subcla
 
 TOPICS = {
     "proc.started": "a process is ready: {pid, name}",
-    "proc.ended": "a process ended: {pid, name, reason}",
+    "proc.ended": "a process ended: {pid, name, reason}, the reason being exit, killed, or what the kernel did not like",
     "sys.model": "the model's state changed: {state, model}",
     "sys.shutdown": "the system is going down: {}",
     "approval.requested": "a call waits for the user's word: {id, op, holder, expires}",

@@ -17,7 +17,7 @@ from llmos.kernel.capability import USER, Capability, Right
 from llmos.kernel.flow import Mode
 from llmos.kernel.labels import Label
 from llmos.kernel.process import Kind, LogRing, Process, ProcessTable
-from llmos.kernel.programs import Programs
+from llmos.kernel.programs import Programs, refuse_control
 from llmos.kernel.supervisor import Supervisor
 
 
@@ -49,7 +49,7 @@ class Agents:
         processes: ProcessTable,
         supervisor: Supervisor,
         home: str,
-        revoked: Callable[[list[Capability]], None],
+        revoked: Callable[[list[Capability]], object],
     ) -> None:
         self._authority = authority
         self._programs = programs
@@ -72,6 +72,10 @@ class Agents:
         rights = [Right.parse(text, self._home, self._programs.scope_kinds) for text in texts]
         for right in rights:
             self._programs.check_right(right)
+            refuse_control(right)
+        if giver != USER and self._kin(birth.parent) >= params.MAX_CHILDREN:
+            detail = f"{params.MAX_CHILDREN} processes that {giver} and its like spawned are alive"
+            raise OpError(Code.BUSY, detail, "wait for some to end")
         takes_grants = giver == USER and birth.allow is None
         process = self._processes.add(
             Kind.AGENT,
@@ -95,6 +99,19 @@ class Agents:
         self._supervisor.start(process)
         return process
 
+    def _kin(self, parent: int) -> int:
+        """How many agents descend from the same first spawner as those of `parent`; those of all apps count together."""
+        agents = [one for one in self._processes if one.kind is Kind.AGENT]
+        root = self._root(parent)
+        return sum(self._root(one.pid) == root or (not parent and not one.parent) for one in agents)
+
+    def _root(self, pid: int) -> int:
+        """The first of its line that is still known."""
+        parents = {one.pid: one.parent for one in self._processes}
+        while parents.get(pid):
+            pid = parents[pid]
+        return pid
+
     def granted(self, cap: Capability) -> None:
         """What was granted to a program, its instances hold at once."""
         for process in self._processes:
@@ -106,7 +123,9 @@ class Agents:
         waiter = self.waiters.pop(process.pid, None)
         if waiter is not None:
             detail = f"{process.name} ended without a result ({reason})"
-            waiter.fail(OpError(Code.PEER_DIED, detail, f"see `llmosctl logs {process.name}`"))
+            label = self._authority.labels.of(process.name)  # its exit status is its own word
+            source = self._authority.labels.source(process.name, "its end", label)
+            waiter.fail(OpError(Code.PEER_DIED, detail, f"see `llmosctl logs {process.name}`"), label, source)
         self._revoked(self._authority.ended(process.name))
         self._processes.remove(process)
         self.ended_logs[process.name] = process.log

@@ -24,6 +24,7 @@ Interfaces must show arguments with control and direction-changing characters ma
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import secrets
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -44,10 +45,18 @@ MAX_PENDING = 256
 """Requests waiting at once."""
 MAX_PENDING_PER_TASK = 16
 """The same of one task, so that none can bury the others'."""
+MAX_PENDING_PER_PROGRAM = 64
+"""The same of all runs of one program."""
 MAX_SETTLED = 1000
 """Settled requests kept for `ls` and `why`; the oldest go first."""
 MAX_PREVIEW = 20_000
 """Characters kept of a diff or preview."""
+MAX_WHY = 100
+"""Taints of the chain that are kept."""
+MAX_SHOWN = 60_000
+"""Bytes of a request as it is shown; a call with more cannot be asked about."""
+MAX_RULE = 200
+"""Characters of one argument in a rule's text."""
 MAX_REASON = 500
 """Characters of the words for the agent."""
 
@@ -133,7 +142,9 @@ class Approval:
     reasons: list[str] = field(default_factory=list)
     """Why the sink rule did not simply allow it."""
     provenance: list[Row] = field(default_factory=list)
-    """Per element of a control argument: `{path, value, origin, label}`."""
+    """Per element of a control argument: `{path, value, origin, label}`; values may be cut."""
+    provenance_of: int = 0
+    """Elements there are; those beyond what `provenance` holds are not told."""
     why: list[Row] = field(default_factory=list)
     """The chain of taints, nearest first, as of the request."""
     undoable: bool = False
@@ -245,6 +256,7 @@ class Approvals:
         *,
         reasons: Iterable[str] = (),
         provenance: Iterable[Row] = (),
+        provenance_of: int = 0,
         why: Iterable[Row] = (),
         undoable: bool = False,
         preview: str = "",
@@ -265,7 +277,9 @@ class Approvals:
             if approval.digest == digest:
                 return approval
         of_task = sum(approval.task == subject.task for approval in pending)
-        if of_task >= MAX_PENDING_PER_TASK or len(pending) >= MAX_PENDING:
+        of_program = sum(approval.program == subject.program for approval in pending)
+        full = of_task >= MAX_PENDING_PER_TASK or of_program >= MAX_PENDING_PER_PROGRAM or len(pending) >= MAX_PENDING
+        if full:
             raise OpError(Code.BUSY, f"{len(pending)} requests wait for the user", "wait for her answers")
         now = self._clock()
         approval = Approval(
@@ -282,10 +296,12 @@ class Approvals:
             expires=now + self._ask_s,
             reasons=list(reasons),
             provenance=list(provenance),
-            why=list(why),
+            provenance_of=provenance_of,
+            why=list(why)[:MAX_WHY],
             undoable=undoable,
             preview=preview[:MAX_PREVIEW],
         )
+        self._refuse_unshowable(approval)
         self._store.save(_row(approval))
         self._approvals[approval.id] = approval
         self._changed(approval)
@@ -319,8 +335,18 @@ class Approvals:
         for approval in self._live():
             if approval.task == task:
                 self._settle(approval, State.EXPIRED)
-        for rule in [rule for rule in self._rules.values() if rule.task == task]:
-            self.forget(rule.id)
+        self._drop_rules(lambda rule: rule.task == task)
+
+    def program_removed(self, program: str) -> None:
+        """What the user said of it she did not say of the next one of that name."""
+        self._drop_rules(lambda rule: rule.program == program)
+
+    def _drop_rules(self, which: Callable[[Rule], bool]) -> None:
+        """They allow nothing from now on, whatever the store can do about it."""
+        for rule in [rule for rule in self._rules.values() if which(rule)]:
+            del self._rules[rule.id]
+            with contextlib.suppress(OpError):
+                self._store.delete(rule.id)
 
     # -- the user's side -------------------------------------------------------------------------------------------
 
@@ -368,11 +394,17 @@ class Approvals:
         return [one for one in self._approvals.values() if one.state in (State.PENDING, State.APPROVED)]
 
     def _settle(self, approval: Approval, state: State, **changes: Any) -> None:
-        """On disk before it counts: an approval that could not be marked as used is not used."""
+        """On disk before it counts: an approval that could not be marked as used is not used. A no needs no disk."""
         settled_as = replace(approval, state=state, **changes)
-        self._store.save(_row(settled_as))
+        try:
+            self._store.save(_row(settled_as))
+        except OpError:
+            if state is not State.EXPIRED:
+                raise
         for name in ("state", *changes):
             setattr(approval, name, getattr(settled_as, name))
+        if state not in (State.PENDING, State.APPROVED):  # what is over is told of in short
+            approval.provenance, approval.preview = [], ""
         settled = [one.id for one in self._approvals.values() if one.state not in (State.PENDING, State.APPROVED)]
         for id_ in settled[: max(0, len(settled) - MAX_SETTLED)]:
             self._store.delete(id_)
@@ -394,6 +426,16 @@ class Approvals:
         self._store.save({"kind": "rule", **asdict(rule)})
         self._rules[rule.id] = rule
 
+    def _refuse_unshowable(self, approval: Approval) -> None:
+        """What the user could not be shown in full she cannot be asked. Raises `OpError(TOO_LARGE)`."""
+        try:
+            size = len(wire.encode(approval.describe()))
+        except wire.Malformed as error:
+            raise OpError(Code.TOO_LARGE, f"{approval.op}: its arguments cannot be shown: {error}") from None
+        if size > MAX_SHOWN:
+            detail = f"{approval.op}: {size} bytes to show for approval, the limit is {MAX_SHOWN}"
+            raise OpError(Code.TOO_LARGE, detail, "send less at once")
+
     def _load(self, row: Row) -> None:
         fields = {key: value for key, value in row.items() if key != "kind"}
         if row["kind"] == "rule":
@@ -407,8 +449,13 @@ def _row(approval: Approval) -> Row:
 
 
 def _rule_text(approval: Approval) -> str:
-    fixed = ", ".join(f"{name}={value!r}" for name, value in wire.decode(approval.rule).items())
+    fixed = ", ".join(f"{name}={_short(value)}" for name, value in wire.decode(approval.rule).items())
     return f"{approval.program} may call {approval.op}({fixed}) with data up to {Label.from_wire(approval.label)}"
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= MAX_RULE else f"{text[:MAX_RULE]}… ({len(text)} characters)"
 
 
 def _sorted(value: Any) -> Any:

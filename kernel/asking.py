@@ -13,6 +13,8 @@ from llmos.kernel.calls import Call, Calls
 from llmos.kernel.capability import Capability
 from llmos.kernel.flow import Decision, Request, Verdict
 
+_ROWS, _SHOWN = 64, 200
+"""Elements of arguments whose origin is told, and characters of each."""
 Preview = Callable[[Callable[[str], None]], None]
 """Finds out what a call would change, and hands that on; later, and once."""
 
@@ -28,10 +30,17 @@ class Attempt:
     """The arguments as they go out."""
     cap: Capability | None
     go: Callable[[], None]
+    served_by: str = ""
+    """Who lends the function, where it is one."""
     undoable: bool = False
     preview: Preview | None = None
     wait_s: float = 0.0
     """Seconds its caller is willing to wait; 0 for as long as the user may take."""
+
+
+def _cut(value: object) -> object:
+    """Of what an argument holds, what a row shows; the arguments themselves are shown in full."""
+    return value if not isinstance(value, (str, bytes)) or len(value) <= _SHOWN else value[:_SHOWN]
 
 
 class Asking:
@@ -47,7 +56,7 @@ class Asking:
         if attempt.decision.verdict is Verdict.ALLOW:
             self._pass(attempt, None)
             return
-        subject = self._authority.subject(attempt.request, attempt.decision)
+        subject = self._authority.subject(attempt.request, attempt.decision, attempt.served_by)
         by = self._authority.approvals.covered(subject)
         if by is not None:
             self._pass(attempt, by)
@@ -83,9 +92,15 @@ class Asking:
             subject,
             reasons=attempt.decision.reasons,
             provenance=[
-                {"path": one.path, "value": one.value, "origin": one.origin.value, "label": str(one.label)}
-                for one in attempt.decision.given
+                {
+                    "path": one.path[:_SHOWN],
+                    "value": _cut(one.value),
+                    "origin": one.origin.value,
+                    "label": str(one.label),
+                }
+                for one in attempt.decision.given[:_ROWS]
             ],
+            provenance_of=len(attempt.decision.given),
             why=[taint.describe() for taint in chain],
             undoable=attempt.undoable,
             preview=preview,

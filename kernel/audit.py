@@ -224,7 +224,11 @@ class Audit:
     def anchor(self) -> None:
         """Bring everything to disk, then keep the head; takes as long as the disk does. To be called every few seconds while rows come."""
         if self._heads.audit_head() != self.head:
-            self._db.execute("pragma wal_checkpoint(passive)").fetchone()
+            try:
+                self._db.execute("pragma wal_checkpoint(passive)").fetchone()
+            except sqlite3.Error as error:
+                detail = f"the audit log could not be brought to disk: {error}"
+                raise OpError(Code.UNAVAILABLE, detail, "free some space") from None
             self._heads.set_audit_head(*self.head)
         self._anchored = self.head
 
@@ -275,7 +279,10 @@ class Audit:
         """
         until, kept = self.head, self._heads.audit_head()
         before = Head(0, self._first)
-        for row in self._all():
+        rows = self._all()
+        while (row := _next_of(rows, before)) is not None:
+            if isinstance(row, Fault):
+                return row
             if row.seq > until.seq:
                 break
             fault = _look_at(row, before)
@@ -341,6 +348,14 @@ def _look_at(row: Row, before: Head) -> Fault | None:
             return Fault(1, "belongs to another log")
         return Fault(before.seq, f"was rewritten: it is not the row that row {row.seq} continues")
     return None
+
+
+def _next_of(rows: Iterator[Row], before: Head) -> Row | Fault | None:
+    """The next row; a fault when it cannot be read; None at the end."""
+    try:
+        return next(rows, None)
+    except (sqlite3.Error, UnicodeDecodeError) as error:
+        return Fault(before.seq + 1, f"cannot be read, or one that follows it: {error}")
 
 
 def _missing(first: int, last: int) -> Fault:

@@ -95,6 +95,7 @@ class Authority:
         self._asked: set[str] = set()
         """Capabilities with `approval=first` that the user has approved once."""
         self._denials: dict[str, _Denials] = {}
+        self._heard: dict[str, Label] = {}
         self.labels.born(USER, fixed=True)
 
     # -- who there is ----------------------------------------------------------------------------------------------
@@ -121,6 +122,7 @@ class Authority:
     def app_removed(self, holder: str) -> list[Capability]:
         """The next one of this name has seen nothing. → the capabilities that went with it."""
         self._app_labels.delete(holder)
+        self.approvals.program_removed(holder)
         return self.ended(holder)
 
     def agent_born(
@@ -128,8 +130,10 @@ class Authority:
     ) -> None:
         """One run of an agent: it has seen what its spawner and its arguments have; what a trusted spawner says, the user says."""
         self.labels.born(name, label, self.labels.source(giver, "spawn", label))
-        self.flow.begin(name, "\n".join(_texts(args)), label, mode)
-        self._tasks[name] = Task(secrets.token_hex(8), program, Budget())
+        strict = mode is Mode.STRICT or self.flow.mode_of(giver) is Mode.STRICT
+        self.flow.begin(name, "\n".join(_texts(args)), label, Mode.STRICT if strict else Mode.DEFAULT)
+        spawner = self._tasks.get(giver)  # what it may learn, and how strictly, its children may, all together
+        self._tasks[name] = Task(secrets.token_hex(8), program, spawner.budget if spawner is not None else Budget())
 
     def ended(self, holder: str) -> list[Capability]:
         """It has ceased to exist. → the capabilities that went with it."""
@@ -158,13 +162,21 @@ class Authority:
 
     def receive(self, holder: str, label: Label, source: Source) -> None:
         """Something is about to reach `holder`. Raises `OpError(UNAVAILABLE)` when that cannot be written down: then it must not."""
-        taint = self.labels.receive(holder, label, source)
-        if taint is not None:
-            self.audit.append(
-                Kind.LABEL, holder, source.via, "raised", label=str(taint.added), detail=_from(source, source.call)
-            )
-            if holder.startswith("app:"):
-                self._app_labels.save({"id": holder, "label": self.labels.of(holder).to_wire()})
+        added = self.labels.added(holder, label)
+        if added is None:
+            return
+        if holder.startswith("app:"):
+            self._app_labels.save({"id": holder, "label": (self.labels.of(holder) | label).to_wire()})
+        self.audit.append(Kind.LABEL, holder, source.via, "raised", label=str(added), detail=_from(source, source.call))
+        self.labels.receive(holder, label, source)
+
+    def hear(self, driver: str, label: Label) -> None:
+        """A driver was answered outside of any call it serves: all that it answers later may hold that."""
+        self._heard[driver] = self.heard(driver) | label
+
+    def heard(self, driver: str) -> Label:
+        """What a driver has been told outside of the calls it served."""
+        return self._heard.get(driver, BOTTOM)
 
     def spend_outcome(self, holder: str) -> None:
         """How a call ends tells a little of what a kept answer holds. Raises `OpError(BUDGET)` before it is made."""
@@ -216,11 +228,11 @@ class Authority:
             raise OpError(Code.DENIED, f"{request.op}: {'; '.join(decision.reasons)}", f"llmosctl why {request.holder}")
         return decision
 
-    def subject(self, request: Request, decision: Decision) -> Subject:
-        """What an approval of this call is bound to."""
+    def subject(self, request: Request, decision: Decision, served_by: str = "") -> Subject:
+        """What an approval of this call is bound to; a function that is lent, to who lends it."""
         task = self.task(request.holder)
         return Subject(
-            op=request.op,
+            op=f"{request.op}@{served_by}" if served_by else request.op,
             args=request.args,
             holder=request.holder,
             program=task.program,

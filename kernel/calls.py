@@ -42,8 +42,30 @@ class Call:
     """One call: who asked, who serves it, how long it may take, and the stream of its answer."""
 
     __slots__ = (
-        "_backlog", "_backlog_bytes", "_calls", "_credit", "_seq", "caller_id", "cap", "children", "conn", "done", "holder", "id",
-        "keep", "label", "on_drained", "on_end", "on_result", "op", "parent", "server", "started", "timer",
+        "_backlog",
+        "_backlog_bytes",
+        "_calls",
+        "_credit",
+        "_seq",
+        "caller_id",
+        "cap",
+        "children",
+        "conn",
+        "depth",
+        "done",
+        "holder",
+        "id",
+        "keep",
+        "label",
+        "on_drained",
+        "on_end",
+        "on_result",
+        "op",
+        "parent",
+        "read",
+        "server",
+        "started",
+        "timer",
     )  # fmt: skip
 
     def __init__(self, calls: Calls, id: int, conn: int, holder: str, header: Header) -> None:  # noqa: A002
@@ -58,6 +80,10 @@ class Call:
         """Whether the answer stays with the kernel as a value."""
         self.label = BOTTOM
         """Of the call with all its arguments, and of what came to its caller while it was serving it."""
+        self.read = BOTTOM
+        """Of the arguments as they came, references substituted: what an error may repeat."""
+        self.depth = 0
+        """Calls that it is a part of."""
         self.cap: Capability | None = None
         """What allowed it; tokens and bytes are charged to it."""
         self.started = calls.loop.clock()
@@ -70,8 +96,8 @@ class Call:
         """Called once when it ends for any reason: gives back what was taken for it."""
         self.on_drained: Callable[[], None] | None = None
         """Called when the reader has taken everything that was sent."""
-        self.on_result: Callable[[bool, bytes], None] | None = None
-        """Given the answer, in a call that the kernel made itself."""
+        self.on_result: Callable[[bool, bytes, Label], None] | None = None
+        """Given the answer and its label, in a call that the kernel made itself."""
         self._credit = header.credit
         self._seq = 0
         self._backlog: deque[tuple[bytes, Label]] = deque()
@@ -203,10 +229,17 @@ class Calls:
         call.timer = self.loop.later(seconds, late)
 
     def adopt(self, call: Call, conn: int, parent_id: int) -> None:
-        """Make it a part of the call that its caller is serving, so that it ends no later than that one."""
+        """Make it a part of the call that its caller is serving, so that it ends no later than that one.
+
+        Raises `OpError(BUSY)` beyond a depth that only a circle reaches.
+        """
         parent = self._by_id.get(parent_id)
         if parent is not None and parent.server is not None and parent.server.conn == conn:
-            call.parent = parent
+            if parent.depth >= params.MAX_DEPTH:
+                raise OpError(
+                    Code.BUSY, f"{call.op}: {params.MAX_DEPTH} calls within one another", "do they call in a circle?"
+                )
+            call.parent, call.depth = parent, parent.depth + 1
             parent.children.add(call)
 
     def serve(self, call: Call, server: Server) -> None:
@@ -217,6 +250,10 @@ class Calls:
     def load(self, conn: int) -> int:
         """How many calls a connection is serving."""
         return len(self._by_server.get(conn, ()))
+
+    def load_of(self, conn: int, holder: str) -> int:
+        """How many of them are this holder's."""
+        return sum(call.holder == holder for call in self._by_server.get(conn, ()))
 
     def served_by(self, conn: int, id: int) -> Call | None:  # noqa: A002
         """The call of this number, if it is this connection that serves it and it has not ended."""
@@ -274,7 +311,7 @@ class Calls:
         for child in list(call.children):
             self.cancel(child, OpError(Code.CANCELLED, f"{child.op}: the call it was made for has ended"))
         if call.on_result is not None:
-            call.on_result(ok, body)
+            call.on_result(ok, body, label)
         else:
             header = Header(kind=Kind.REPLY, id=call.caller_id, ok=ok, label=label.to_wire())
             self.send(call.conn, pack_header(header), body)

@@ -188,6 +188,11 @@ class Right:
         )
 
     @property
+    def unconditional(self) -> bool:
+        """Whether it neither asks nor has a ceiling."""
+        return self.approval is Approval.NEVER and not self.trusted_only and self.clearance is None
+
+    @property
     def ceiling(self) -> Label:
         """The highest label that a request under it may have."""
         return Label(

@@ -220,6 +220,11 @@ class Flow:
             raise OpError(Code.TOO_LARGE, f"a plan of {len(steps)} steps, the limit is {MAX_STEPS}")
         task.plan = Plan(list(steps), tags | label.tags)
 
+    def mode_of(self, holder: str) -> Mode:
+        """Of its task; the default where it has none."""
+        task = self._tasks.get(holder)
+        return task.mode if task is not None and task.mode is not None else self.mode
+
     def plan(self, holder: str) -> Plan | None:
         """What is left of it."""
         task = self._tasks.get(holder)
@@ -231,15 +236,16 @@ class Flow:
         """What is to become of a call. Changes nothing: `commit` does."""
         label = join((request.label, *request.values.values()))
         own = request.scratch and request.effect in (Effect.WRITE, Effect.DELETE)
-        if request.effect not in SINKS or own:
-            return Decision(Verdict.ALLOW, label)
         if request.ceiling is not None and label.integrity > request.ceiling.integrity:
             reason = "the capability is for trusted calls only, and untrusted data is in this one"
             return Decision(Verdict.DENY, label, (reason,))
+        if request.effect not in SINKS or own:
+            too_secret = tuple(self._clearance(request, label))
+            return Decision(Verdict.ASK if too_secret else Verdict.ALLOW, label, too_secret)
         task = self._tasks.get(request.holder)
         step = _step(task.plan if task is not None else None, request)
         given = tuple(self._provenance(request, task, step))
-        reasons = [*self._integrity(request, label, task, step, given), *self._secrecy(request, label, task, step)]
+        reasons = [*self._integrity(request, label, step, given), *self._secrecy(request, label, task, step)]
         binds = _binds(step, request.args)
         return Decision(Verdict.ASK if reasons else Verdict.ALLOW, label, tuple(reasons), given, step, binds)
 
@@ -250,11 +256,8 @@ class Flow:
             plan.steps = [step for step in plan.steps if step is not decision.step]
             plan.slots.update(decision.binds)
 
-    def _integrity(
-        self, request: Request, label: Label, task: _Task | None, step: Step | None, given: tuple[Given, ...]
-    ) -> Iterator[str]:
-        mode = task.mode if task is not None and task.mode is not None else self.mode
-        if mode is Mode.STRICT:
+    def _integrity(self, request: Request, label: Label, step: Step | None, given: tuple[Given, ...]) -> Iterator[str]:
+        if self.mode_of(request.holder) is Mode.STRICT:
             if not label.trusted:
                 yield "untrusted data is in this call, and the mode is strict"
             return
@@ -264,11 +267,14 @@ class Flow:
             yield f"{name}: it may have been chosen by a stranger"
 
     def _secrecy(self, request: Request, label: Label, task: _Task | None, step: Step | None) -> Iterator[str]:
-        if request.ceiling is not None and not within(label.tags, request.ceiling.tags):
-            yield f"it would carry {_listed(label.tags - request.ceiling.tags)}, more than the capability is cleared for"
+        yield from self._clearance(request, label)
         plan = task.plan if task is not None else None
         if step is not None and plan is not None and not request.label.trusted and not within(label.tags, plan.tags):
             yield f"it would carry {_listed(label.tags - plan.tags)}, which the plan did not mean to read"
+
+    def _clearance(self, request: Request, label: Label) -> Iterator[str]:
+        if request.ceiling is not None and not within(label.tags, request.ceiling.tags):
+            yield f"it would carry {_listed(label.tags - request.ceiling.tags)}, more than the capability is cleared for"
 
     def _provenance(self, request: Request, task: _Task | None, step: Step | None) -> Iterator[Given]:
         lookups = itertools.count()

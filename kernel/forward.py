@@ -39,6 +39,8 @@ class Function:
     op: manifests.Op
     label: Label
     """Of its description, and of whatever it answers."""
+    cap: str
+    """Id of the capability that allowed it to be lent."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +91,9 @@ class _Route:
             values=values.labels,
             ceiling=cap.right.ceiling,
         )
+
+
+Answered = Callable[[bool, dict[str, Any], Label], None]
 
 
 class Forwarder:
@@ -155,20 +160,27 @@ class Forwarder:
             call.label = decision.label
             self._calls.expire(call, limit)
             if route.function is not None:
+                if self.functions.get(route.verb) is not route.function:
+                    raise OpError(Code.UNAVAILABLE, f"{header.op}: the program that lent it has gone")
                 self._hand(out, route.function.conn, route.function.holder)
             else:
                 self._to_driver(route.target, out)
 
-        preview = self._previewing(header.op, args) if op.preview else None
+        preview = self._previewing(header.op, args, decision.label) if op.preview and not route.leaves else None
+        served_by = route.function.holder if route.function is not None else ""
         self._asking.attempt(
-            Attempt(call, request, decision, body, cap, go, undoable=op.undo, preview=preview, wait_s=asked)
+            Attempt(call, request, decision, body, cap, go, served_by, undoable=op.undo, preview=preview, wait_s=asked)
         )
 
-    def ask(self, op: str, args: dict[str, Any], done: Callable[[bool, dict[str, Any]], None], limit_s: float) -> None:
-        """A call of the kernel's own, with the user's authority; `done` gets the result, or the error in wire form."""
+    def ask(self, op: str, args: dict[str, Any], label: Label, done: Answered, limit_s: float) -> None:
+        """A call of the kernel's own, with the user's authority and the label of what is in it.
+
+        `done` gets whether it worked, the result or the error in wire form, and the label of that.
+        """
         header = Header(kind=Message.CALL, id=next(self._own_ids), op=op, deadline_ms=int(limit_s * 1000))
         call = self._calls.begin(KERNEL, USER, header)
-        call.on_result = lambda ok, body: done(ok, wire.decode_map(body))
+        call.on_result = lambda ok, body, label: done(ok, wire.decode_map(body), label)
+        call.label = call.read = label
         try:
             self.forward(call, header, args)
         except OpError as error:
@@ -192,8 +204,9 @@ class Forwarder:
 
     def _hand(self, out: _Outgoing, conn: int, name: str) -> None:
         call = out.call
-        if self._calls.load(conn) >= params.MAILBOX:
-            detail = f"{call.op}: {params.MAILBOX} calls are waiting for it already"
+        load, mine = self._calls.load(conn), self._calls.load_of(conn, call.holder)
+        if not params.share(params.MAILBOX, mine, load - mine):
+            detail = f"{call.op}: {load} calls are waiting for it already, {mine} of them yours"
             raise OpError(Code.BUSY, detail, "try again in a moment")
         source = self._authority.labels.source(call.holder, f"call of {call.op}", call.label, call.id)
         self._authority.receive(name, call.label, source)
@@ -236,7 +249,9 @@ class Forwarder:
             detail = f"{call.op}: the answer is malformed: {error}"
             call.fail(OpError(Code.INTERNAL, detail, "report it to the driver's author"))
             return
-        label = reply_label(call.server.label, call.label, header.label or None)
+        label = reply_label(call.server.label, call.label, header.label or None, self._programs.known_tags)
+        if call.op.startswith("app."):  # what its program has seen since it lent the function
+            label = label | self._authority.labels.of(call.server.name)
         source = self._authority.labels.source(call.server.name, call.op, label, call.id)
         try:
             if header.ok and call.server.undo and "undo" in content:
@@ -249,6 +264,11 @@ class Forwarder:
             self._calls.end(call, header.ok, body, label, source)
 
     # -- functions that programs lend ------------------------------------------------------------------------------
+
+    def revoked(self, caps: set[str]) -> None:
+        """Functions that these capabilities allowed are lent no more."""
+        for name in [name for name, function in self.functions.items() if function.cap in caps]:
+            del self.functions[name]
 
     def connection_gone(self, conn: int) -> None:
         """With it the functions that were lent on it."""
@@ -317,17 +337,18 @@ class Forwarder:
         label = Label.make(integrity, tags)
         if label.trusted and not (self._programs.shipped(name) or self._authority.caps.can(name, "label", "trust")):
             label = Label(Integrity.UNTRUSTED, label.tags)
-        return label
+        return label | self._authority.heard(name)
 
-    def _previewing(self, op: str, args: dict[str, Any]) -> Callable[[Callable[[str], None]], None]:
+    def _previewing(self, op: str, args: dict[str, Any], label: Label) -> Callable[[Callable[[str], None]], None]:
+        """A driver that can tell the world is not asked what it would do: being asked tells it."""
         name, _, verb = op.partition(".")
 
         def preview(then: Callable[[str], None]) -> None:
-            def done(ok: bool, answer: dict[str, Any]) -> None:
+            def done(ok: bool, answer: dict[str, Any], _label: Label) -> None:
                 text = answer.get("preview") if ok else None
                 then(text if isinstance(text, str) else f"no preview: {answer.get('detail', 'it gave none')}")
 
-            self.ask(f"{name}.preview", {"op": verb, "args": args}, done, PREVIEW_S)
+            self.ask(f"{name}.preview", {"op": verb, "args": args}, label, done, PREVIEW_S)
 
         return preview
 

@@ -16,9 +16,12 @@ From the kernel: `M` likewise; `F` count conn… header-length header body — o
 
 from __future__ import annotations
 
+import ctypes
 import os
+import resource
 import select
 import socket
+import stat
 import struct
 import sys
 import time
@@ -121,6 +124,25 @@ class Peer:
                     theirs.shutdown(socket.SHUT_RDWR)
 
 
+class _Heap(ctypes.Structure):
+    """glibc's `struct mallinfo2`."""
+
+    _fields_ = [
+        (name, ctypes.c_size_t)
+        for name in "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost".split()
+    ]
+
+
+_LIBC = ctypes.CDLL(None)
+_LIBC.mallinfo2.restype = _Heap
+
+
+def _heap_bytes() -> int:
+    """What malloc has given out and not taken back, libzmq's queues included. Source: mallinfo2(3)."""
+    told = _LIBC.mallinfo2()
+    return int(told.uordblks + told.hblkhd)
+
+
 class Gate:
     """The two sockets, the pipe, and the table between routing ids and connection numbers."""
 
@@ -167,13 +189,18 @@ class Gate:
             self._bind()
             self._pipe.post(b"P" + b"".join(zmq.curve_keypair()))
         pipe = self._pipe.fileno()
+        looked = time.monotonic()
         with suppress(PeerGone):
             while True:
                 behind = self._pipe.pending
                 watched: list[Any] = [(self._zap, READ), (pipe, READ | WRITE if behind else READ)]
-                if behind <= wire.MAX_PIPE:  # otherwise peers wait in libzmq's bounded queues instead of in our memory
+                if not behind:  # otherwise peers wait in libzmq's bounded queues instead of in our memory
                     watched.append((self._router, READ))
-                for source, events in zmq.zmq_poll(watched, -1):
+                now = time.monotonic()
+                if now - looked >= params.GATE_WATCH_S:
+                    self._watch(looked)
+                    looked = now
+                for source, events in zmq.zmq_poll(watched, int(params.GATE_WATCH_S * 1000)):
                     if source is self._router:
                         self._from_peers()
                     elif source is self._zap:
@@ -183,6 +210,34 @@ class Gate:
                             self._pipe.flush()
                         if events & READ:
                             self._from_kernel()
+
+    def _watch(self, since: float) -> None:
+        """End connections that take what all need, before libzmq aborts for want of it. Nothing below it is bounded by libzmq:
+
+        - the frames of one message: when much memory is in use, connections that are sending and have finished no message `since` go;
+        - connections that say nothing: when many descriptors are in use, those without a message go.
+        """
+        lowest = os.dup(self._pipe.fileno())
+        os.close(lowest)
+        limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        crowded, full = lowest - len(self._peers) > limit // 4, _heap_bytes() > params.GATE_HEAP
+        if not crowded and not full:
+            return
+        known = {peer.fd: peer for peer in self._peers.values()}
+        for fd in range(3, limit):
+            peer = known.get(fd)
+            if fd == self._pipe.fileno() or (peer is not None and (not full or peer.refilled >= since)):
+                continue
+            with suppress(OSError):
+                if stat.S_ISSOCK(os.fstat(fd).st_mode):
+                    self._cut_if(fd, crowded and peer is None)
+
+    def _cut_if(self, fd: int, anyway: bool) -> None:
+        """End a connection, if it has something to read or `anyway`; never the listener. Raises `OSError`."""
+        with socket.socket(fileno=os.dup(fd)) as one:
+            listens = one.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+            if not listens and (anyway or one.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)):
+                one.shutdown(socket.SHUT_RDWR)
 
     # -- peers -----------------------------------------------------------------------------------------------------
 
@@ -204,12 +259,14 @@ class Gate:
         self._zap.send_multipart([version, request, status, text, user.encode(), b""])
 
     def _from_peers(self) -> None:
-        for _ in range(100):  # then look at the kernel's side again
+        for _ in range(params.GATE_AHEAD):  # then look at the kernel's side again
             try:
                 frames = self._router.recv_multipart(NOW, copy=False)
             except zmq.Again:
                 return
             self._from_peer(frames)
+            if self._pipe.pending:
+                return
 
     def _from_peer(self, frames: list[zmq.Frame]) -> None:
         route = frames[0].bytes
@@ -243,9 +300,9 @@ class Gate:
         name = self._keys[first] if self._apps else user_id
         owner = self._owners.get(name)
         if owner is not None and len(owner.routes) >= params.GATE_PEERS_PER_PROCESS:
-            self._forget(next(iter(owner.routes)), tell=True)
+            self._evict(owner)
         elif len(self._peers) >= params.GATE_PEERS:
-            self._forget(next(iter(self._peers)), tell=True)
+            self._evict(max(self._owners.values(), key=lambda one: len(one.routes)))
         owner = self._owners.setdefault(name, Owner(name))
         self._count += 1
         peer = Peer(self._count, user_id, owner, refilled=time.monotonic())
@@ -260,6 +317,13 @@ class Gate:
         else:
             self._pipe.post(SEEN.pack(b"S", peer.number, int(first), int(pid)))
         return peer
+
+    def _evict(self, owner: Owner) -> None:
+        """End the connection of its that has been silent longest: a crowd is at its own expense."""
+        route = next(iter(owner.routes))
+        peer = self._peers[route]
+        self._forget(route, tell=True)
+        peer.cut()
 
     def _forget(self, route: bytes, *, tell: bool) -> None:
         peer = self._peers.pop(route)

@@ -6,7 +6,7 @@ import socket
 import struct
 from collections.abc import Callable, Iterable
 
-from llmos.kernel import gate
+from llmos.kernel import gate, params
 from llmos.kernel.link import Link
 from llmos.kernel.loop import Loop
 
@@ -29,6 +29,7 @@ class Gates:
     def attach(self, name: str) -> int:
         """A new gate is about to start: the descriptor for it; ours is watched from now on."""
         ours, theirs = socket.socketpair()
+        theirs.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, params.GATE_PIPE)
         self._links[name] = Link(self._loop, ours, lambda frame: self._receive(name, frame))
         return theirs.detach()
 

@@ -14,7 +14,7 @@ import structlog
 
 from llmos.ipc import paths, protocol, wire
 from llmos.ipc.errors import Code, OpError
-from llmos.ipc.protocol import Header, pack_header, parse_header
+from llmos.ipc.protocol import Effect, Header, pack_header, parse_header
 from llmos.ipc.protocol import Kind as Message
 from llmos.kernel import gate, gates, jail, launch, params, syscalls
 from llmos.kernel import syscalls_authority as _more  # noqa: F401  (registers its handlers)
@@ -22,12 +22,13 @@ from llmos.kernel.agents import Agents
 from llmos.kernel.approvals import Approval
 from llmos.kernel.apps import Apps
 from llmos.kernel.apps import holder as app_holder
-from llmos.kernel.asking import Asking
+from llmos.kernel.asking import Asking, Attempt
 from llmos.kernel.audit import Audit
 from llmos.kernel.authority import Authority
 from llmos.kernel.calls import Call, Calls
 from llmos.kernel.capability import USER, Capability, Right
 from llmos.kernel.events import Events
+from llmos.kernel.flow import Request as Attempted
 from llmos.kernel.forward import NOTHING, Forwarder
 from llmos.kernel.inference import Model
 from llmos.kernel.journal import Journal
@@ -294,6 +295,7 @@ class Kernel:
             self.supervisor.lost(peer.process)
         self.calls.connection_gone(peer.conn, why)
         self.topics.gone(peer.conn)
+        self.model.connection_gone(peer.conn)
         self.forwarder.connection_gone(peer.conn)
         self.gates.drop(peer.conn)
 
@@ -304,7 +306,8 @@ class Kernel:
         try:
             raw = wire.decode_map(raw_header)
             number = raw["id"] if isinstance(raw.get("id"), int) and 0 <= raw["id"] < 1 << 63 else 0
-            answerable = raw.get("kind") not in _ONE_WAY
+            kind = raw.get("kind")
+            answerable = not (isinstance(kind, str) and kind in _ONE_WAY)
             header = parse_header(raw)
             if header.kind is Message.CALL:
                 self._call(peer, header, raw_body)
@@ -321,6 +324,10 @@ class Kernel:
         except OpError as error:
             if answerable:  # a reply, a credit, a cancel have an id of somebody's call, and are not answered
                 self._refuse(peer, number, error)
+        except Exception as error:
+            log.exception("message.bug", conn=peer.conn)
+            if answerable:
+                self._refuse(peer, number, OpError(Code.INTERNAL, f"{type(error).__name__} in the kernel"))
         if self._anchor is None and self.authority.audit.unanchored:
             self._anchor = self.loop.later(params.AUDIT_ANCHOR_S, self._bring_to_disk)
 
@@ -340,6 +347,7 @@ class Kernel:
             if _REFERENCE in raw_body:
                 values = self.authority.values.substitute(peer.holder, args)
                 args = values.args
+            call.read = call.label | values.label
             syscall = protocol.SYSCALLS.get(header.op)
             if syscall is not None:
                 call.label = call.label | values.label
@@ -369,17 +377,42 @@ class Kernel:
                 raise OpError(Code.TAINTED, detail, "the user may do it herself")
         if header.keep:
             self.authority.spend_outcome(peer.holder)
-        result = syscalls.HANDLERS[syscall.OP](self, syscalls.Request(peer, call), args)
-        if result is not None:
-            call.reply(result)
-        elif not call.done and call.timer is None:
-            default = params.GENERATE_S if syscall.RIGHT in ("llm.generate", "proc.spawn") else params.SYSCALL_S
-            self.calls.expire(call, header.deadline_ms / 1000 or default)
+
+        def go() -> None:
+            result = syscalls.HANDLERS[syscall.OP](self, syscalls.Request(peer, call), args)
+            if result is not None:
+                call.reply(result)
+            elif not call.done and syscall.OP not in syscalls.OWN_TIME:
+                default = params.GENERATE_S if syscall.RIGHT in ("llm.generate", "proc.spawn") else params.SYSCALL_S
+                self.calls.expire(call, header.deadline_ms / 1000 or default)
+
+        if call.cap is None or call.cap.right.unconditional:
+            go()
+        else:
+            self._attempt(call, header, raw, go)
+
+    def _attempt(self, call: Call, header: Header, raw: dict[str, Any], go: Callable[[], None]) -> None:
+        """A syscall under a capability that asks, or that has a ceiling."""
+        if call.cap is None:
+            return
+        request = Attempted(
+            holder=call.holder,
+            op=call.op,
+            effect=Effect.READ,
+            args=raw,
+            label=call.label,
+            ceiling=call.cap.right.ceiling,
+        )
+        decision = self.authority.decide(request, call.cap)
+        wait_s = header.deadline_ms / 1000
+        self.asking.attempt(Attempt(call, request, decision, wire.encode(raw), call.cap, go, wait_s=wait_s))
 
     def _deliver(
         self, call: Call, ok: bool, body: bytes, label: Label, source: Source | None
     ) -> tuple[bool, bytes, Label]:
         """What a caller gets of an answer: nothing reaches it before its label does. Raises `OpError`."""
+        if not ok:
+            label = label | call.read  # an error may say what stood in the arguments
         if label is BOTTOM and not call.keep:
             return ok, body, label
         labels = self.authority.labels
@@ -388,12 +421,16 @@ class Kernel:
             value = self.authority.values.put(call.holder, body, label, source)
             if ok:
                 return True, wire.encode(value.describe()), BOTTOM
-            code = wire.decode_map(body).get("code", Code.INTERNAL)
-            told = OpError.from_wire({"code": code, "detail": f"{call.op} failed; what it says is kept"})
+            code = wire.decode_map(body).get("code")
+            told = OpError(
+                Code(code) if code in set(Code) else Code.INTERNAL, f"{call.op} failed; what it says is kept"
+            )
             return False, wire.encode({**told.to_wire(), "value": value.describe()}), BOTTOM
         self.authority.receive(call.holder, label, source)
         if call.parent is not None:
             call.parent.label = call.parent.label | label
+        elif call.holder in self.programs.drivers and not self.programs.shipped(call.holder):
+            self.authority.hear(call.holder, label)
         return ok, body, label
 
     def _finished(self, call: Call, code: str | None) -> None:
@@ -472,7 +509,8 @@ class Kernel:
         if process.conn:
             self.peers.drop(process.conn, f"{process.name} ended ({reason})")
         self.model.drop(process.name)
-        self.topics.publish("proc.ended", {"pid": process.pid, "name": process.name, "reason": reason}, "kernel")
+        told = reason if process.trouble else reason.partition(" ")[0]  # no more of its exit status than a word
+        self.topics.publish("proc.ended", {"pid": process.pid, "name": process.name, "reason": told}, "kernel")
         if process.kind is Kind.AGENT:
             self.agents.ended(process, reason)
             shutil.rmtree(launch.scratch(process, self.places), ignore_errors=True)
@@ -482,14 +520,23 @@ class Kernel:
 
     # -- events and changes ----------------------------------------------------------------------------------------
 
-    def revoked(self, caps: list[Capability], how: str = "ended") -> None:
-        """What followed from these ends with them."""
+    def revoked(self, caps: list[Capability], how: str = "ended") -> OpError | None:
+        """What followed from these ends with them, whatever the journal can do about it. → why it could not be written down."""
+        failure = None
         self.authority.revoked(caps, how)
+        for cap in caps:
+            try:
+                self.journal.remove_grant(cap.id)
+            except OpError as error:
+                failure = error
+                log.error("grant.unremoved", id=cap.id, err=error.detail)
         self.topics.bus.revoke({cap.id for cap in caps})
+        self.forwarder.revoked({cap.id for cap in caps})
         self.calls.revoked({cap.id for cap in caps})
         self._rebuild_jails({cap.holder for cap in caps if cap.right.object == "fs"})
         for holder in {cap.holder for cap in caps if cap.right.object == "label"}:
             self._trust(holder)
+        return failure
 
     def granted(self, cap: Capability) -> None:
         """A driver's jail shows it a new directory; a running agent's instances hold it at once."""
@@ -549,8 +596,6 @@ class Kernel:
         self._clock_timer, self._clock_due = None, float("inf")
         self.authority.approvals.expire()
         gone = self.caps.expire()
-        for cap in gone:
-            self.journal.remove_grant(cap.id)
         self.revoked(gone, "expired")
         self.watch_clock()
 

@@ -26,7 +26,7 @@ from __future__ import annotations
 import itertools
 import re
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
 from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Any
@@ -128,17 +128,21 @@ def join(labels: Iterable[Label]) -> Label:
     return made
 
 
-def reply_label(manifest: Label, request: Label, item: object = None) -> Label:
+def reply_label(manifest: Label, request: Label, item: object = None, known: Container[str] | None = None) -> Label:
     """Of a driver's reply: its manifest's, the request's and what the driver says of this item, in wire form.
 
-    The join makes lowering impossible. A label that is not one is `TOP`: a driver that cannot say is taken at its worst.
+    The join makes lowering impossible. A label that is not one is `TOP`: a driver that cannot say is taken at its worst. A tag that is
+    not `known` (None: all are) becomes `ANY`, for whoever could choose tags freely could write with them.
     """
     made = manifest | request
     if item is not None:
         try:
-            made = made | Label.from_wire(item)
+            said = Label.from_wire(item)
         except OpError:
-            made = TOP
+            return TOP
+        if known is not None and not all(tag in known or tag in made.tags for tag in said.tags):
+            said = Label(said.integrity, frozenset({ANY}))
+        made = made | said
     return made
 
 
@@ -238,18 +242,24 @@ class Labels:
 
     def receive(self, holder: str, label: Label, source: Source) -> Taint | None:
         """Something with this label is about to reach it. → the taint, when that raised its label; the audit log wants it."""
-        state = self._states.get(holder)
-        if state is None or state.fixed or label <= state.label:
+        added = self.added(holder, label)
+        if added is None:
             return None
-        before, state.label = state.label, state.label | label
-        added = Label(
-            Integrity.UNTRUSTED if state.label.integrity > before.integrity else Integrity.TRUSTED,
-            state.label.tags - before.tags,
-        )
+        state = self._states[holder]
+        state.label = state.label | label
         taint = Taint(next(self._numbers), self._clock(), holder, source, added)
         state.taints.append(taint)
         self._taints[taint.number] = taint
         return taint
+
+    def added(self, holder: str, label: Label) -> Label | None:
+        """What receiving this would add to a holder's label; None for nothing."""
+        state = self._states.get(holder)
+        if state is None or state.fixed or label <= state.label:
+            return None
+        joined = state.label | label
+        worse = joined.integrity > state.label.integrity
+        return Label(Integrity.UNTRUSTED if worse else Integrity.TRUSTED, joined.tags - state.label.tags)
 
     def mark(self, call: int, holder: str, label: Label) -> tuple[int, ...]:
         """Remember what explains this call's label, for `why_call`. → the taints' numbers, for an approval of it."""

@@ -38,7 +38,7 @@ def gate(fd: int, address: Path, tier: Tier, *, apps: bool) -> Command:
         write=(address.parent,),
         kernel_modules=("gate", "params"),
         share_pid=True,
-        limits=Limits(address_space=params.GATE_MEMORY, open_files=params.GATE_PEERS + 256),
+        limits=Limits(address_space=params.GATE_MEMORY, open_files=params.GATE_FILES),
         tier=tier,
     )
     return Command(policy, "llmos.kernel.gate", (str(fd), str(address), *(("--apps",) if apps else ())), (fd,))

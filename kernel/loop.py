@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from typing import Protocol
 
+_MOST_FAILURES = 1000  # callbacks in a row that raise before the loop gives up: nothing works then
 _LONGEST_WAIT_S = 3600.0  # the operating system refuses to wait for weeks
 
 
@@ -32,10 +33,19 @@ class Timer:
 
 
 class Loop:
-    """Single-threaded; every callback runs to its end and must not block."""
+    """Single-threaded; every callback runs to its end and must not block.
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    Args:
+        failed: told what a callback raised, so that one bug does not end everything else; None raises it.
+    """
+
+    def __init__(
+        self, clock: Callable[[], float] = time.monotonic, failed: Callable[[Exception], None] | None = None
+    ) -> None:
         self.clock = clock
+        self._failed = failed
+        self._failures = 0
+        """In a row."""
         self._selector = selectors.DefaultSelector()
         self._timers: list[tuple[float, int, Timer]] = []
         self._kept = 1000
@@ -87,14 +97,28 @@ class Loop:
                 continue  # a callback of this very turn has closed or changed it; what is still ready comes again
             read, write = key.data
             if events & selectors.EVENT_READ:
-                read()
+                self._call(read)
             if events & selectors.EVENT_WRITE and write is not None:
-                write()
+                self._call(write)
         now = self.clock()
         while self._timers and self._timers[0][0] <= now:
             action = heapq.heappop(self._timers)[2].action
             if action is not None:
-                action()
+                self._call(action)
+
+    def _call(self, callback: Callable[[], None]) -> None:
+        if self._failed is None:
+            callback()
+            return
+        try:
+            callback()
+        except Exception as error:
+            self._failures += 1
+            if self._failures > _MOST_FAILURES:
+                raise
+            self._failed(error)
+        else:
+            self._failures = 0
 
     def _until_next(self) -> float | None:
         while self._timers and self._timers[0][2].action is None:

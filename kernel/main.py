@@ -36,7 +36,7 @@ def main(argv: list[str] | None = None) -> int:
     arguments = _arguments(argv)
     ring = LogRing()
     _set_up_logs(ring)
-    loop = Loop()
+    loop = Loop(failed=lambda error: structlog.get_logger().error("loop.bug", exc_info=error))
     kernel = None
     try:
         report = _sandbox(arguments.tier)  # what this machine can confine, by trying

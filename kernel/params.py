@@ -16,9 +16,12 @@ DRIVER_MEMORY = 4 << 30  # bytes of address space of a driver; mapped libraries 
 
 # calls
 MAX_CALLS = 256  # in flight per caller; one more is BUSY
+MAX_DEPTH = 16  # calls that are made for one another; one more is BUSY
 MAILBOX = 64  # calls that wait for, or are being served by, one process; one more is BUSY
 SYSCALL_S = 30.0  # seconds a syscall without a deadline may take
 STREAM_BYTES = 256 * 1024  # bytes of a stream kept for a reader out of credit, beyond which it ends with BUSY
+
+MAX_CHILDREN = 32  # alive at once of all that one agent, or app, has spawned, and they in turn
 
 MAX_FUNCTIONS = 16  # lent by one connection
 FUNCTION_BYTES = 2048  # of one function's arguments and utterances, so that a list of them fits an answer
@@ -68,3 +71,16 @@ GATE_BURST = 40_000.0  # messages above the rate at once
 GATE_PEERS = 4096  # connections known at once; the longest silent one is forgotten
 GATE_PEERS_PER_PROCESS = 64  # the same for one operating-system process
 PIPE_BACKLOG = 32 << 20  # bytes the kernel keeps for a gate that does not read, beyond which it is restarted
+GATE_HEAP = 160 << 20  # bytes in use at which connections that only ever send beginnings are ended
+GATE_WATCH_S = 0.025  # seconds between two looks at that
+GATE_FILES = 16_384  # descriptors; a quarter of them may be connections that have said nothing
+GATE_AHEAD = 16  # messages that a gate takes of its peers before it looks at the kernel's side again
+GATE_PIPE = 8 << 10  # bytes on their way to the kernel; more wait at their senders, who then take turns
+
+
+def share(limit: int, mine: int, others: int) -> bool:
+    """Whether a holder that has `mine` of `limit` things may have one more: at most half of what the others leave.
+
+    So there is always some left for the next one.
+    """
+    return mine < max(1, (limit - others) // 2)

@@ -16,6 +16,7 @@ from typing import Any
 from llmos.ipc.errors import Code, OpError
 from llmos.ipc.manifest import AgentManifest, DriverManifest
 from llmos.kernel import params
+from llmos.kernel.calls import Call
 from llmos.kernel.jail import Jailed
 
 _PAGE = os.sysconf("SC_PAGE_SIZE")
@@ -92,6 +93,10 @@ class Process:
     calls: int = 0
     """Served so far."""
     log: LogRing = field(default_factory=LogRing)
+    emitting: Call | None = None
+    """Its `proc.emit` that waits for a slow reader."""
+    trouble: str = ""
+    """In the kernel's own words, why this start came to nothing; `status` may be the process's."""
 
     @property
     def name(self) -> str:

@@ -22,7 +22,7 @@ log = structlog.get_logger()
 
 _M = TypeVar("_M", DriverManifest, AgentManifest)
 
-RESERVED = {op.partition(".")[0] for op in SYSCALLS} | {"app", "fs", "user", "kernel", "gate", "core"}
+RESERVED = {op.partition(".")[0] for op in SYSCALLS} | {"app", "fs", "user", "kernel", "gate", "apps_gate", "core"}
 """Names that mean something already."""
 
 
@@ -47,21 +47,28 @@ class Programs:
         self.drivers: dict[str, DriverManifest] = {}
         self.agents: dict[str, AgentManifest] = {}
         self.broken: dict[str, str] = {}
+        self.known_tags: frozenset[str] = frozenset()
+        """Tags that some manifest names."""
         self.scope_kinds: dict[str, KeyKinds] = {}
         """Object → the kinds of its scope keys."""
         self.scan()
 
     def scan(self) -> Changes:
         """Read the manifests of what is installed now."""
-        before = dict(self.drivers)
-        for known in (self.drivers, self.agents, self.broken, self.scope_kinds):
-            known.clear()
+        before = self.drivers
+        self.drivers, self.agents, self.broken = {}, {}, {}
         importlib.invalidate_caches()
         for name, path in discover("llmos.drivers", self._packages):
             self._take(name, path, self.drivers, load_driver)
         for name, path in discover("llmos.agents", self._packages):
             self._take(name, path, self.agents, load_agent)
+        self.scope_kinds.clear()
         self.scope_kinds.update({name: one.scope_kinds for name, one in self.drivers.items() if one.scope_kinds})
+        self.known_tags = frozenset(
+            tag
+            for name, one in self.drivers.items()
+            for tag in (name, *one.tags, *(tag for op in one.ops.values() if op.label for tag in op.label.tags))
+        )
         return Changes(
             [name for name in self.drivers if name not in before],
             [name for name, manifest in self.drivers.items() if name in before and manifest != before[name]],
@@ -136,7 +143,7 @@ class Programs:
             if name in RESERVED or name in self.drivers or name in self.agents:
                 raise OpError(Code.CONFLICT, f"{path}: the name {name!r} is taken")
             for text in manifest.permissions.capabilities():
-                _refuse_control(Right.parse(text))
+                refuse_control(Right.parse(text))
             if isinstance(manifest, DriverManifest):
                 self._check_driver(manifest)
         except OpError as error:
@@ -155,10 +162,10 @@ class Programs:
                 raise OpError(Code.CONFLICT, f"{manifest.name}: the topic {topic} is another's to publish")
 
 
-def _refuse_control(right: Right) -> None:
-    """What lets a program act as the user is not to be had by asking. Raises `OpError(DENIED)`."""
+def refuse_control(right: Right) -> None:
+    """What lets a program act as the user is not for drivers and agents. Raises `OpError(DENIED)`."""
     if right.object in ("*", "perm", "approval", "undo") or (right.object == "sys" and right.does("control")):
-        raise OpError(Code.DENIED, f"it asks for {right}, which is the user's alone")
+        raise OpError(Code.DENIED, f"{right} is for the user, and programs from outside that she lets act for her")
 
 
 def _fits(right: str, object_: str, verb: str) -> bool:

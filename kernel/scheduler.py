@@ -74,8 +74,9 @@ class Scheduler:
 
     def submit(self, job: Job) -> None:
         """Raises `OpError(BUSY)` when the queue is full."""
-        if len(self._jobs) >= self._max_jobs:
-            raise OpError(Code.BUSY, f"{self._max_jobs} inferences are waiting already", "try again in a moment")
+        mine = sum(one.principal == job.principal for one in self._jobs.values())
+        if not params.share(self._max_jobs, mine, len(self._jobs) - mine):
+            raise OpError(Code.BUSY, f"{len(self._jobs)} inferences are waiting already", "try again in a moment")
         if not any(other.principal == job.principal for other in self._jobs.values()):
             self._virtual[job.principal] = max(self._virtual.get(job.principal, 0.0), self._now_virtual)
         job.arrived = job.waiting_since = self._clock()

@@ -64,7 +64,7 @@ class Supervisor:
         if self._stopping:
             process.state = State.ENDED
             return
-        process.state, process.status = State.STARTING, ""
+        process.state, process.status, process.trouble = State.STARTING, "", ""
         process.started, process.born = now(), self._loop.clock()
         process.fresh_token()
         command = None
@@ -184,7 +184,7 @@ class Supervisor:
         try:
             process.os_pid = jailed.started(timeout=0).pid
         except (JailError, TimeoutError) as error:
-            process.status = str(error)
+            process.trouble = str(error)
             jailed.kill()
 
     def _drain(self, process: Process, jailed: Jailed) -> None:
@@ -213,7 +213,7 @@ class Supervisor:
         self._close_log(jailed)
         status = jailed.wait(0)
         was = process.state
-        reason = process.status if was is State.STARTING and process.status else _reason(status)
+        reason = process.trouble or _reason(status)
         process.jailed, process.os_pid, process.token = None, 0, ""
         self._settle(process)
         log.info("process.ended", pid=process.pid, name=process.name, reason=reason, state=was.value)
@@ -250,7 +250,7 @@ class Supervisor:
         self._settle(process)
 
         def late() -> None:
-            process.status = f"{otherwise} within {seconds:.0f} s"
+            process.trouble = f"{otherwise} within {seconds:.0f} s"
             if process.jailed is not None:
                 process.jailed.kill()
 

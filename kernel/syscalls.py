@@ -55,6 +55,10 @@ def syscall(kind: type[_S]) -> Callable[[_Handler[_S]], _Handler[_S]]:
     return register
 
 
+OWN_TIME = frozenset({protocol.EndorseValue.OP, protocol.VerifyAudit.OP, protocol.RunUndo.OP})
+"""Those that say themselves how long they may take."""
+STRANGERS = Label(Integrity.UNTRUSTED)
+"""Of what anybody may have had a word in."""
 ANSWER_BYTES = 60_000
 """Of a list's rows in one answer; what does not fit is left for the next page, or out."""
 
@@ -100,7 +104,7 @@ def _ready(kernel: Kernel, request: Request, args: protocol.Ready) -> Result:
 @syscall(protocol.Status)
 def _status(kernel: Kernel, request: Request, args: protocol.Status) -> Result:  # noqa: ARG001
     model = kernel.model
-    return {
+    answer = {
         "version": VERSION,
         "uptime_s": round(kernel.loop.clock() - kernel.booted, 1),
         "ready_s": round(kernel.ready_s, 3),
@@ -121,6 +125,9 @@ def _status(kernel: Kernel, request: Request, args: protocol.Status) -> Result: 
         },
         "broken": kernel.programs.broken,
     }
+    said_by = STRANGERS if kernel.programs.broken else BOTTOM
+    request.call.reply(answer, said_by, kernel.authority.labels.source("packages", "sys.status", said_by))
+    return None
 
 
 @syscall(protocol.Ops)
@@ -139,7 +146,9 @@ def _ops(kernel: Kernel, request: Request, args: protocol.Ops) -> Result:  # noq
     }
     rows += [describe(f"app.{name}", function.op, [f"app:{name}"]) for name, function in lent.items()]
     described_by = join(function.label for function in lent.values())
-    request.call.reply({"ops": rows}, described_by, kernel.authority.labels.source("apps", "sys.ops", described_by))
+    request.call.reply(
+        {"ops": fitting(rows)}, described_by, kernel.authority.labels.source("apps", "sys.ops", described_by)
+    )
     return None
 
 
@@ -178,7 +187,7 @@ def _list(kernel: Kernel, request: Request, args: protocol.ListProcesses) -> Res
     labels = kernel.authority.labels
     rows = [{**process.describe(), "label": str(_of(kernel, process))} for process in kernel.processes]
     said_by = join(_of(kernel, process) for process in kernel.processes if process.status)
-    request.call.reply({"processes": [own, *rows]}, said_by, labels.source("processes", "proc.list", said_by))
+    request.call.reply({"processes": fitting([own, *rows])}, said_by, labels.source("processes", "proc.list", said_by))
     return None
 
 
@@ -205,7 +214,7 @@ def _logs(kernel: Kernel, request: Request, args: protocol.Logs) -> Result:
     while sum(len(line) for line in lines) > 40_000:  # what fits an answer; the newest matter most
         lines = lines[len(lines) // 4 + 1 :]
     label = kernel.authority.labels.last_of(process.name if process is not None and process.manifest else args.name)
-    said_by = BOTTOM if ring is kernel.log_ring else label
+    said_by = STRANGERS if ring is kernel.log_ring else label  # it repeats what callers called things
     request.call.reply(
         {"name": args.name, "lines": lines}, said_by, kernel.authority.labels.source(args.name, "proc.logs", said_by)
     )
@@ -218,17 +227,13 @@ def _emit(kernel: Kernel, request: Request, args: protocol.Emit) -> Result:
     waiter = kernel.agents.waiters.get(process.pid)
     if waiter is None:
         return {}
+    if process.emitting is not None and not process.emitting.done:
+        raise OpError(Code.BUSY, "an earlier proc.emit is not answered yet", "wait for each one's answer")
     waiter.chunk(args.data, request.call.label, _said(kernel, process, request.call))
     if not waiter.behind:
         return {}
-    earlier = waiter.on_drained
-
-    def drained() -> None:
-        if earlier is not None:
-            earlier()
-        request.call.reply({})
-
-    waiter.on_drained = drained
+    process.emitting = request.call
+    waiter.on_drained = lambda: request.call.reply({})
     return None
 
 
@@ -296,7 +301,11 @@ def _subscriptions(kernel: Kernel, request: Request, args: protocol.ListSubscrip
         }
         for one in kernel.topics.bus.subscriptions()
     ]
-    return {"subscriptions": fitting(sorted(rows, key=lambda row: -row["dropped"]))}
+    shown = fitting(sorted(rows, key=lambda row: -row["dropped"]))
+    labels = kernel.authority.labels
+    said_by = join(labels.of(row["holder"]) for row in shown)  # a client's name and patterns are its own words
+    request.call.reply({"subscriptions": shown}, said_by, labels.source("subscribers", "bus.list", said_by))
+    return None
 
 
 @syscall(protocol.Unsubscribe)
@@ -316,7 +325,9 @@ def _generate(kernel: Kernel, request: Request, args: protocol.Generate) -> Resu
 
 @syscall(protocol.OpenContext)
 def _open(kernel: Kernel, request: Request, args: protocol.OpenContext) -> Result:  # noqa: ARG001
-    return {"context": kernel.model.open(request.peer.holder)}
+    return {
+        "context": kernel.model.open(request.peer.holder, 0 if request.peer.process is not None else request.peer.conn)
+    }
 
 
 @syscall(protocol.CloseContext)
@@ -386,7 +397,10 @@ def _register(kernel: Kernel, request: Request, args: protocol.Register) -> Resu
     label = request.call.label | Label.make("trusted", [f"app:{args.name}"])
     if request.peer.holder != USER:
         label = label | Label(Integrity.UNTRUSTED)
-    functions[args.name] = Function(request.peer.conn, request.peer.holder, op, label)
+    cap = request.call.cap
+    functions[args.name] = Function(
+        request.peer.conn, request.peer.holder, op, label, cap.id if cap is not None else ""
+    )
     return {"op": f"app.{args.name}"}
 
 
@@ -406,7 +420,16 @@ def _unregister(kernel: Kernel, request: Request, args: protocol.Unregister) -> 
 def _drivers(kernel: Kernel, request: Request, args: protocol.ListDrivers) -> Result:  # noqa: ARG001
     rows = [_driver(kernel, name) for name in kernel.programs.drivers]
     rows += [{"name": name, "state": "broken", "status": why} for name, why in kernel.programs.broken.items()]
-    return {"drivers": rows}
+    said_by = join(kernel.authority.labels.of(name) for name in kernel.programs.drivers)
+    if kernel.programs.broken:
+        said_by = said_by | STRANGERS
+    return _labelled(kernel, request, {"drivers": fitting(rows)}, said_by)
+
+
+def _labelled(kernel: Kernel, request: Request, answer: dict[str, Any], said_by: Label) -> Result:
+    """An answer in which others have had a word."""
+    request.call.reply(answer, said_by, kernel.authority.labels.source("drivers", request.call.op, said_by))
+    return None
 
 
 @syscall(protocol.ScanDrivers)
@@ -421,14 +444,15 @@ def _scan(kernel: Kernel, request: Request, args: protocol.ScanDrivers) -> Resul
 
 
 @syscall(protocol.ShowDriver)
-def _show_driver(kernel: Kernel, request: Request, args: protocol.ShowDriver) -> Result:  # noqa: ARG001
+def _show_driver(kernel: Kernel, request: Request, args: protocol.ShowDriver) -> Result:
     manifest = kernel.programs.drivers.get(args.name)
     if manifest is None:
         raise OpError(
             Code.NOT_FOUND, f"no driver is called {args.name!r}", f"installed: {', '.join(kernel.programs.drivers)}"
         )
     ops = {verb: msgspec.to_builtins(op) for verb, op in manifest.ops.items()}
-    return {**_driver(kernel, args.name), "manifest": msgspec.to_builtins(manifest), "ops": ops}
+    answer = {**_driver(kernel, args.name), "manifest": msgspec.to_builtins(manifest), "ops": ops}
+    return _labelled(kernel, request, answer, kernel.authority.labels.of(args.name))
 
 
 def _driver(kernel: Kernel, name: str) -> dict[str, Any]:

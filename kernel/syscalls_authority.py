@@ -13,9 +13,10 @@ from llmos.kernel.asking import Attempt
 from llmos.kernel.capability import USER, Capability, Right
 from llmos.kernel.flow import Request as Attempted
 from llmos.kernel.flow import Step, Verdict
-from llmos.kernel.labels import Label, join
+from llmos.kernel.labels import BOTTOM, Label, join
 from llmos.kernel.process import now
-from llmos.kernel.syscalls import ANSWER_BYTES, Request, Result, fitting, syscall
+from llmos.kernel.programs import refuse_control
+from llmos.kernel.syscalls import STRANGERS, Request, Result, fitting, syscall
 
 if TYPE_CHECKING:
     from llmos.kernel.kernel import Kernel
@@ -38,6 +39,8 @@ def _grant(kernel: Kernel, request: Request, args: protocol.Grant) -> Result:
             Code.NOT_FOUND, f"no driver, agent or app is called {args.holder!r}", f"known: {', '.join(names)}"
         )
     right = _right(kernel, args.cap)
+    if not args.holder.startswith("app:"):
+        refuse_control(right)
     for held in kernel.caps.held(args.holder):
         if held.right.covers(right):
             return {"id": held.id, "cap": str(held.right)}
@@ -54,8 +57,10 @@ def _right(kernel: Kernel, text: str) -> Right:
 
 def _give(kernel: Kernel, request: Request, holder: str, right: Right, reason: str) -> Capability:
     """On disk and in the audit log before it counts. Raises `OpError`: then nothing was given."""
-    giver = request.peer.holder
-    cap = kernel.caps.derive(giver, right, holder, f"granted by {giver}", reason=reason)
+    by = (
+        request.peer.holder
+    )  # the user, or an app that she lets act for her: what is granted is hers, and outlives the app
+    cap = kernel.caps.derive(USER, right, holder, f"granted by {by}", reason=reason)
     try:
         kernel.authority.granted(cap)
         kernel.journal.add_grant(cap.id, holder, str(cap.right), cap.origin, reason)
@@ -73,14 +78,11 @@ def _revoke(kernel: Kernel, request: Request, args: protocol.Revoke) -> Result: 
     if cap is None or (cap.holder == USER and cap.parent is None):
         raise OpError(Code.NOT_FOUND, f"no grant {args.id!r}", "see `llmosctl perm ls`")
     gone = kernel.caps.revoke(args.id)
-    _forget(kernel, gone)
+    failure = kernel.revoked(gone, "taken back")
+    if failure is not None:
+        detail = f"{args.id} is taken back, but will be there again after a restart: {failure.detail}"
+        raise OpError(Code.UNAVAILABLE, detail, failure.hint)
     return {"revoked": len(gone)}
-
-
-def _forget(kernel: Kernel, gone: list[Capability]) -> None:
-    for cap in gone:
-        kernel.journal.remove_grant(cap.id)
-    kernel.revoked(gone, "taken back")
 
 
 @syscall(protocol.ListGrants)
@@ -92,7 +94,7 @@ def _grants(kernel: Kernel, request: Request, args: protocol.ListGrants) -> Resu
         if args.holder in ("", name)
         for row in kernel.programs.requests(name, str(kernel.places.home), kernel.caps.held(name))
     ]
-    return {"caps": rows, "requests": requests}
+    return {"caps": (shown := fitting(rows)), "requests": fitting(requests), "more": len(rows) - len(shown)}
 
 
 def _row(cap: Capability) -> dict[str, Any]:
@@ -160,6 +162,7 @@ def _describe_value(kernel: Kernel, request: Request, args: protocol.DescribeVal
 
 @syscall(protocol.ProjectValue)
 def _project(kernel: Kernel, request: Request, args: protocol.ProjectValue) -> Result:
+    """Nothing is told of a part but that it is one: its type and size, asked for often enough, would spell out the whole."""
     return kernel.authority.values.project(request.peer.holder, args.value, args.path).describe()
 
 
@@ -199,9 +202,12 @@ def _endorse(kernel: Kernel, request: Request, args: protocol.EndorseValue) -> R
 
 
 @syscall(protocol.ListApprovals)
-def _approvals(kernel: Kernel, request: Request, args: protocol.ListApprovals) -> Result:  # noqa: ARG001
-    newest = [one for one in kernel.authority.approvals if args.state in ("", one.state.value)][::-1]
-    return {"approvals": fitting(map(_summary, newest[: args.limit]))}
+def _approvals(kernel: Kernel, request: Request, args: protocol.ListApprovals) -> Result:
+    newest = [one for one in kernel.authority.approvals if args.state in ("", one.state.value)][::-1][: args.limit]
+    said_by = join(Label.from_wire(one.label) for one in newest)
+    source = kernel.authority.labels.source("approvals", request.call.op, said_by)
+    request.call.reply({"approvals": fitting(map(_summary, newest))}, said_by, source)
+    return None
 
 
 def _summary(approval: Approval) -> dict[str, Any]:
@@ -226,16 +232,12 @@ def _show_approval(kernel: Kernel, request: Request, args: protocol.ShowApproval
 
 
 def _shown(kernel: Kernel, request: Request, approval: Approval) -> Result:
-    """With arguments that came from wherever the call's did."""
-    row = approval.describe()
-    for name in ("preview", "why", "provenance"):  # what is too long for an answer goes, the arguments last
-        if len(wire.encode(row)) > ANSWER_BYTES:
-            row[name] = "too long to be shown" if name == "preview" else row[name][:20]
-    if len(wire.encode(row)) > ANSWER_BYTES:
-        row["provenance"], row["why"] = [], []
-    label = Label.from_wire(approval.label)
+    """With arguments that came from wherever the call's did, and its driver's word of what it would change."""
+    label, driver = Label.from_wire(approval.label), approval.op.partition(".")[0]
+    if driver in kernel.programs.drivers:
+        label = label | kernel.forwarder.driver_label(driver)
     source = kernel.authority.labels.source(approval.holder, approval.op, label)
-    request.call.reply(row, label, source)
+    request.call.reply(approval.describe(), label, source)
     return None
 
 
@@ -250,8 +252,13 @@ def _answer(kernel: Kernel, request: Request, args: protocol.AnswerApproval) -> 
 @syscall(protocol.ListRules)
 def _rules(kernel: Kernel, request: Request, args: protocol.ListRules) -> Result:  # noqa: ARG001
     names = ("id", "program", "task", "op", "text", "created", "by")
-    rules = ({name: getattr(rule, name) for name in names} for rule in kernel.authority.approvals.rules)
-    return {"rules": fitting(rules)}
+    rules = kernel.authority.approvals.rules
+    said_by = join(Label.from_wire(rule.label) for rule in rules)
+    source = kernel.authority.labels.source("approvals", request.call.op, said_by)
+    request.call.reply(
+        {"rules": fitting({name: getattr(rule, name) for name in names} for rule in rules)}, said_by, source
+    )
+    return None
 
 
 @syscall(protocol.ForgetRule)
@@ -272,14 +279,15 @@ def _undo(kernel: Kernel, request: Request, args: protocol.RunUndo) -> Result:
     undo, call = kernel.authority.undo, request.call
     op, undo_args = undo.take(args.id)
 
-    def done(ok: bool, answer: dict[str, Any]) -> None:
+    def done(ok: bool, answer: dict[str, Any], label: Label) -> None:
+        source = kernel.authority.labels.source(op.partition(".")[0], op, label)
         if ok:
-            call.reply(answer)
+            call.reply(answer, label, source)
         else:
             undo.failed(args.id)
-            call.fail(OpError.from_wire(answer))
+            call.fail(OpError.from_wire(answer), label, source)
 
-    kernel.forwarder.ask(op, undo_args, done, _UNDO_S)
+    kernel.forwarder.ask(op, undo_args, BOTTOM, done, _UNDO_S)
     if not call.done:
         kernel.calls.expire(call, _UNDO_S + 1)
     return None
@@ -307,19 +315,24 @@ def _explained(id_: str, label: str, chain: list[dict[str, Any]]) -> dict[str, A
 
 
 @syscall(protocol.ListAudit)
-def _audit(kernel: Kernel, request: Request, args: protocol.ListAudit) -> Result:  # noqa: ARG001
+def _audit(kernel: Kernel, request: Request, args: protocol.ListAudit) -> Result:
+    """It repeats what refused callers called things."""
     rows = kernel.authority.audit.rows(last=args.last, holder=args.holder, kind=args.kind, since=args.since)
     newest = fitting(row.to_json() for row in reversed(rows))
-    return {"rows": newest[::-1]}
+    source = kernel.authority.labels.source("audit", request.call.op, STRANGERS)
+    request.call.reply({"rows": newest[::-1]}, STRANGERS, source)
+    return None
 
 
 @syscall(protocol.ExportAudit)
-def _export(kernel: Kernel, request: Request, args: protocol.ExportAudit) -> Result:  # noqa: ARG001
+def _export(kernel: Kernel, request: Request, args: protocol.ExportAudit) -> Result:
     audit = kernel.authority.audit
     rows = fitting(row.to_json() for row in audit.page(args.after, 200))
     last = rows[-1]["seq"] if rows else args.after
     following = last if rows and last < audit.head.seq else 0
-    return {"rows": rows, "next": following, "head": {"seq": audit.head.seq, "hash": audit.head.hash.hex()}}
+    answer = {"rows": rows, "next": following, "head": {"seq": audit.head.seq, "hash": audit.head.hash.hex()}}
+    request.call.reply(answer, STRANGERS, kernel.authority.labels.source("audit", request.call.op, STRANGERS))
+    return None
 
 
 @syscall(protocol.VerifyAudit)
@@ -401,5 +414,5 @@ def _remove_app(kernel: Kernel, request: Request, args: protocol.RemoveApp) -> R
     app = kernel.apps.remove(args.name)
     kernel.app_removed(app.name, app.key)
     gone = kernel.authority.app_removed(apps.holder(app.name))
-    _forget(kernel, gone)
+    kernel.revoked(gone, "taken back")
     return {"revoked": len(gone)}

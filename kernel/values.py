@@ -74,9 +74,13 @@ class Value:
     body: bytes
     label: Label
     source: Source
+    part: bool = False
+    """Of another value: then neither type nor size is told, for there may be many."""
 
     def describe(self) -> dict[str, Any]:
         """What its owner may know of it without reading: the size is rounded up to a power of two."""
+        if self.part:
+            return {REFERENCE: self.handle, "type": "part", "bytes": 0, "label": self.label.to_wire()}
         kind = type(wire.decode(self.body))
         return {
             REFERENCE: self.handle,
@@ -115,7 +119,7 @@ class Values:
         self._owners: dict[str, _Owner] = {}
         self._bytes = 0
 
-    def put(self, owner: str, body: bytes, label: Label, source: Source) -> Value:
+    def put(self, owner: str, body: bytes, label: Label, source: Source, *, part: bool = False) -> Value:
         """Keep one msgpack value. Raises `OpError(BUDGET)` when the owner, or everybody, keeps too much."""
         kept = self._owners.setdefault(owner, _Owner())
         if len(kept.values) >= MAX_VALUES or kept.bytes + len(body) > MAX_OWNER_BYTES:
@@ -123,7 +127,7 @@ class Values:
             raise OpError(Code.BUDGET, f"{owner} keeps {limit} already", "drop those that are done with")
         if self._bytes + len(body) > MAX_BYTES:
             raise OpError(Code.BUDGET, "too many values are kept on this system", "try again later")
-        value = Value(secrets.token_urlsafe(12), owner, body, label, source)
+        value = Value(secrets.token_urlsafe(12), owner, body, label, source, part)
         kept.values[value.handle] = value
         kept.bytes += len(body)
         self._bytes += len(body)
@@ -144,7 +148,7 @@ class Values:
         """
         value = self.get(owner, handle)
         part = _part(wire.decode(value.body), _steps(path))
-        return self.put(owner, wire.encode(part), value.label, value.source)
+        return self.put(owner, wire.encode(part), value.label, value.source, part=True)
 
     def substitute(self, owner: str, args: Mapping[str, Any]) -> Substituted:
         """Raises `OpError`: `NOT_FOUND`, `INVALID_ARGUMENT` (a malformed reference), `TOO_LARGE`."""

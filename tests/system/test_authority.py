@@ -295,7 +295,7 @@ def test_why_leads_from_a_call_to_the_stranger(world: System) -> None:
     sent = next(row for row in reversed(rows) if row["op"] == SEND)
     by_call = connection.call("label.why", {"id": sent["detail"].split(",")[0].removeprefix("call ")})["chain"]
     by_badge = connection.call("label.why", {"id": sent["holder"]})["chain"]
-    assert [row["sender"] for row in by_approval] == ["post"]
+    assert [row["via"] for row in by_approval] == ["post.inbox", "its manifest"]
     assert by_approval == by_call == by_badge
     with pytest.raises(OpError) as caught:
         connection.call("label.why", {"id": "nobody#9"})

@@ -95,15 +95,16 @@ def test_idling_earns_nothing() -> None:
     assert world.served["steady"] == pytest.approx(world.served["back"], abs=64)
 
 
-def test_a_full_queue_says_so() -> None:
-    """The job that does not fit is refused, and those that wait are not touched."""
-    scheduler = Scheduler(lambda: 0.0, max_jobs=2)
+def test_nobody_fills_the_queue_for_the_others() -> None:
+    """A principal gets half of what the others leave; what does not fit is refused, and those that wait are not touched."""
+    scheduler = Scheduler(lambda: 0.0, max_jobs=4)
     scheduler.submit(Job(1, "a", JobClass.EVENT))
     scheduler.submit(Job(2, "a", JobClass.EVENT))
     with pytest.raises(OpError) as caught:
         scheduler.submit(Job(3, "a", JobClass.EVENT))
     assert caught.value.code is Code.BUSY
-    assert len(scheduler) == 2
+    scheduler.submit(Job(4, "b", JobClass.EVENT))
+    assert len(scheduler) == 3
 
 
 def test_alone_a_job_runs_longer_at_a_time() -> None:

@@ -1,0 +1,1 @@
+"""A package as pip installs it; `program.py` is what it runs."""
