@@ -47,7 +47,10 @@ def gate(fd: int, address: Path, tier: Tier, *, apps: bool) -> Command:
 def core(fd: int, folders: Sequence[Path], tier: Tier) -> Command:
     """It sees the models it may load, and nothing else."""
     policy = Policy(
-        read=tuple(folders), kernel_modules=("core",), limits=Limits(address_space=params.CORE_MEMORY), tier=tier
+        read=tuple(folders),
+        kernel_modules=("core",),
+        limits=Limits(address_space=params.CORE_MEMORY, nice=params.NICE),
+        tier=tier,
     )
     return Command(policy, "llmos.kernel.core", ("--fd", str(fd)), (fd,))
 
@@ -79,7 +82,10 @@ def program(process: Process, places: Places, held: Iterable[Capability], tier: 
         write=(state, *write),
         path=_import_roots(process.manifest),
         env={"LLMOS_BUS": str(bus), "LLMOS_TOKEN": process.token, "LLMOS_CONFIG": _packed(told), "TZ": _zone()},
-        limits=Limits(address_space=params.DRIVER_MEMORY if driver else params.AGENT_MEMORY),
+        limits=Limits(
+            address_space=params.DRIVER_MEMORY if driver else params.AGENT_MEMORY,
+            nice=params.NICE if driver else params.AGENT_NICE,
+        ),
         tier=tier,
     )
     return Command(policy, "llmos.drivers.host" if driver else "llmos.userland.agent")

@@ -11,6 +11,8 @@ CALM_S = 60.0  # seconds a process must live for its next crash to count as the 
 LOG_LINES = 1000  # lines of stderr kept per process
 LOG_LINE = 2000  # characters kept of one line
 LOGS_OF_ENDED = 32  # agents whose last lines are kept after their end
+NICE = 5  # how far drivers and the core stand back for the kernel and the gates, so that the bus stays quick while they compute
+AGENT_NICE = 10  # the same of agents
 AGENT_MEMORY = 1 << 30  # bytes of address space of an agent
 DRIVER_MEMORY = 4 << 30  # bytes of address space of a driver; mapped libraries count
 

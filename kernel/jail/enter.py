@@ -39,6 +39,7 @@ if TYPE_CHECKING:
         """Pid of the process to die with; None where bubblewrap sees to that."""
         real_uid: int | None
         """When started as root: the user that processes are counted under, all capabilities being dropped."""
+        nice: int
         limits: list[tuple[int, int, int]]
         """Resource, soft, hard."""
         landlock: list[tuple[str, str]] | None
@@ -173,6 +174,7 @@ def close(settings: Settings) -> int:
         _prctl("PR_SET_PDEATHSIG", _PR_SET_PDEATHSIG, _SIGKILL)
         if os.getppid() != settings["parent"]:
             raise OSError(errno.ESRCH, "the kernel process is gone")
+    os.nice(settings["nice"])
     for limit, soft, hard in settings["limits"]:
         resource.setrlimit(limit, (soft, hard))
     # RLIMIT_CORE does not keep a dump from a handler program named in core_pattern; this does.

@@ -70,6 +70,8 @@ class Limits:
     """Bytes of the largest file that may be written."""
     cpu_seconds: int | None = None
     """Processor time, after which the process gets SIGXCPU and then SIGKILL."""
+    nice: int = 0
+    """How far it stands back from others when processors are scarce (nice(2))."""
 
 
 @dataclass(frozen=True)

@@ -241,6 +241,7 @@ def _settings(policy: Policy, module: str, args: Sequence[str], layers: frozense
         "cwd": str(policy.write[0]) if policy.write else "/",
         "parent": None if mounts else os.getpid(),
         "real_uid": _FIRST_JAIL_UID + secrets.randbelow(_JAIL_UIDS) if _privileged() else None,
+        "nice": policy.limits.nice,
         "limits": _limits(policy.limits, shared_user=not mounts and not _privileged()),
         "landlock": view.landlock(policy, mounts=mounts) if Layer.LANDLOCK in layers else None,
         "landlock_minimum": _LANDLOCK_MINIMUM[policy.tier],
