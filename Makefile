@@ -68,7 +68,7 @@ agentdojo: dev  ## prompt injections against the real system (ten minutes)
 	$(BIN)/python -m tests.evals.agentdojo
 
 attacks: dev  ## hostile processes against the bus, and what they cost the others
-	$(BIN)/python -m tests.system.bus_attacks
+	$(BIN)/python -m tests.system.bus_attacks.battery
 
 fuzz: dev  ## a million malformed frames
 	$(BIN)/python -m tests.fuzz.frames --frames 1000000

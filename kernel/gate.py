@@ -157,6 +157,8 @@ class Gate:
         self._keys: dict[str, str] = {}
         """Public key → app, of those that are let in."""
         self._count = APPS_BASE if apps else 0
+        self._highest = 0
+        """Descriptor that was free when most were in use."""
         context = zmq.Context()
         self._zap = context.socket(zmq.REP)
         self._zap.bind("inproc://zeromq.zap.01")
@@ -220,11 +222,15 @@ class Gate:
         lowest = os.dup(self._pipe.fileno())
         os.close(lowest)
         limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-        crowded, full = lowest - len(self._peers) > limit // 4, _heap_bytes() > params.GATE_HEAP
+        crowded, full = (
+            lowest - len(self._peers) > limit // 4,
+            _heap_bytes() > params.GATE_HEAP + len(self._peers) * params.GATE_PER_PEER,
+        )
         if not crowded and not full:
             return
         known = {peer.fd: peer for peer in self._peers.values()}
-        for fd in range(3, limit):
+        self._highest = max(self._highest, lowest)  # numbers are given lowest first
+        for fd in range(3, min(limit, self._highest + 256)):
             peer = known.get(fd)
             if fd == self._pipe.fileno() or (peer is not None and (not full or peer.refilled >= since)):
                 continue

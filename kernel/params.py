@@ -11,6 +11,7 @@ CALM_S = 60.0  # seconds a process must live for its next crash to count as the 
 LOG_LINES = 1000  # lines of stderr kept per process
 LOG_LINE = 2000  # characters kept of one line
 LOGS_OF_ENDED = 32  # agents whose last lines are kept after their end
+MAX_STARTING = 4  # agents that start at once; the others wait for their turn
 NICE = 5  # how far drivers and the core stand back for the kernel and the gates, so that the bus stays quick while they compute
 AGENT_NICE = 10  # the same of agents
 AGENT_MEMORY = 1 << 30  # bytes of address space of an agent
@@ -70,14 +71,17 @@ GATE_FRAME = 1 << 20  # bytes of one ZMTP frame; a larger one disconnects its se
 GATE_HWM = 1000  # messages queued per peer and direction
 GATE_RATE = 20_000.0  # messages per second per connection, sustained; more is answered BUSY
 GATE_BURST = 40_000.0  # messages above the rate at once
-GATE_PEERS = 4096  # connections known at once; the longest silent one is forgotten
+GATE_PEERS = 1024  # connections known at once; the longest silent one is forgotten
 GATE_PEERS_PER_PROCESS = 64  # the same for one operating-system process
 PIPE_BACKLOG = 32 << 20  # bytes the kernel keeps for a gate that does not read, beyond which it is restarted
 GATE_HEAP = 160 << 20  # bytes in use at which connections that only ever send beginnings are ended
+GATE_PER_PEER = 128 << 10  # bytes of them that each connection may have for itself
 GATE_WATCH_S = 0.025  # seconds between two looks at that
 GATE_FILES = 16_384  # descriptors; a quarter of them may be connections that have said nothing
-GATE_AHEAD = 16  # messages that a gate takes of its peers before it looks at the kernel's side again
-GATE_PIPE = 8 << 10  # bytes on their way to the kernel; more wait at their senders, who then take turns
+GATE_AHEAD = 8  # messages that a gate takes of its peers before it looks at the kernel's side again
+GATE_PIPE = (
+    1  # bytes on their way to the kernel, which Linux makes 4.5 KB; more wait at their senders, who then take turns
+)
 
 
 def share(limit: int, mine: int, others: int) -> bool:

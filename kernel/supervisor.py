@@ -7,6 +7,7 @@ import os
 import random
 import signal
 import subprocess
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -49,6 +50,10 @@ class Supervisor:
         self._ended = ended
         self._children: dict[Process, Jailed] = {}
         self._deadlines: dict[Process, Timer] = {}
+        self._starting: set[Process] = set()
+        """Agents that have not said hello yet."""
+        self._in_line: deque[Process] = deque()
+        """Agents that wait for one of them to have done so."""
         self._retired: set[Process] = set()
         """Those that are not to come back."""
         self._stopping = False
@@ -64,6 +69,11 @@ class Supervisor:
         if self._stopping:
             process.state = State.ENDED
             return
+        if process.kind is Kind.AGENT and len(self._starting) >= params.MAX_STARTING:
+            self._in_line.append(process)
+            return
+        if process.kind is Kind.AGENT:
+            self._starting.add(process)
         process.state, process.status, process.trouble = State.STARTING, "", ""
         process.started, process.born = now(), self._loop.clock()
         process.fresh_token()
@@ -104,8 +114,15 @@ class Supervisor:
 
     def greeted(self, process: Process) -> None:
         """It said hello; now it has a while to get ready."""
+        self._next_in_line(process)
         if process.state is State.STARTING:
             self._expect(process, params.READY_S, "it did not get ready")
+
+    def _next_in_line(self, process: Process) -> None:
+        """An agent has started, or will not."""
+        self._starting.discard(process)
+        while self._in_line and len(self._starting) < params.MAX_STARTING:
+            self.start(self._in_line.popleft())
 
     def lost(self, process: Process) -> None:
         """Its connection is gone though it lives: it has to say hello again, or start again."""
@@ -118,7 +135,11 @@ class Supervisor:
         jailed = self._children.get(process)
         if jailed is None:
             self._settle(process)
-            if process.kind is Kind.AGENT or self._stopping or process in self._retired:
+            if process in self._in_line:
+                self._in_line.remove(process)
+                process.state = State.ENDED
+                self._ended(process, "it was ended before it started")
+            elif process.kind is Kind.AGENT or self._stopping or process in self._retired:
                 process.state = State.ENDED
             else:
                 self.restart(process)
@@ -220,6 +241,7 @@ class Supervisor:
         log.debug("process.stderr", pid=process.pid, lines=list(process.log.lines)[-20:])
         process.state = State.ENDED
         self._ended(process, reason)
+        self._next_in_line(process)
         if process.kind is Kind.AGENT or self._stopping or process in self._retired:
             self._retired.discard(process)
             return
@@ -245,6 +267,7 @@ class Supervisor:
         process.state, process.status = State.FAILED, reason
         log.error("process.failed", pid=process.pid, name=process.name, reason=reason)
         self._ended(process, reason)
+        self._next_in_line(process)
 
     def _expect(self, process: Process, seconds: float, otherwise: str) -> None:
         self._settle(process)

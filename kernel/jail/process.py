@@ -219,6 +219,9 @@ def spawn(
                 start_new_session=True,  # a signal from the terminal is for the kernel process, which ends jails in order
             )
             on_failure.pop_all()
+    if policy.limits.nice:  # what comes before the jail is closed stands back too
+        with suppress(OSError):
+            os.setpriority(os.PRIO_PROCESS, process.pid, policy.limits.nice)
     return Jailed(process, ours, mounts=mounts, share_pid=policy.share_pid)
 
 

@@ -1,0 +1,1 @@
+"""An agent that runs the code it is handed, for tests."""

@@ -1,0 +1,1 @@
+"""A driver that runs the code it is handed, for tests."""
