@@ -121,7 +121,7 @@ class Permissions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     write: list[str] = []
     hosts: list[str] = []
     devices: list[str] = []
-    calls: list[str] = []
+    calls: list[Annotated[str, Meta(max_length=400)]] = []
     """Capabilities on the bus, in their text form."""
 
     def capabilities(self) -> list[str]:

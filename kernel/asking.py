@@ -90,7 +90,7 @@ class Asking:
         chain = authority.labels.chain(authority.labels.mark(call.id, call.holder, attempt.decision.label))
         approval = authority.approvals.request(
             subject,
-            reasons=attempt.decision.reasons,
+            reasons=[reason[: 2 * _SHOWN] for reason in attempt.decision.reasons[:_ROWS]],
             provenance=[
                 {
                     "path": one.path[:_SHOWN],

@@ -304,12 +304,17 @@ class Audit:
     def _all(self) -> Iterator[Row]:
         """In slices, so that no statement stays open while rows are appended."""
         after = -(1 << 62)
-        while rows := self._db.execute(
-            f"select {_COLUMNS} from log where seq > ? order by seq limit ?",  # noqa: S608
-            (after, SLICE),
-        ).fetchall():
+        while rows := self._slice(after):
             yield from map(Row._make, rows)
             after = rows[-1][0]
+
+    def _slice(self, after: int) -> list[Any]:
+        """Some rows; only the next where a later one cannot be read, so that it is that one which fails. Raises `sqlite3.Error`."""
+        query = f"select {_COLUMNS} from log where seq > ? order by seq limit ?"  # noqa: S608
+        try:
+            return self._db.execute(query, (after, SLICE)).fetchall()
+        except sqlite3.OperationalError:
+            return self._db.execute(query, (after, 1)).fetchall()
 
     def _origin(self) -> bytes:
         row = self._db.execute("select secret from origin").fetchone()
@@ -355,7 +360,7 @@ def _next_of(rows: Iterator[Row], before: Head) -> Row | Fault | None:
     try:
         return next(rows, None)
     except (sqlite3.Error, UnicodeDecodeError) as error:
-        return Fault(before.seq + 1, f"cannot be read, or one that follows it: {error}")
+        return Fault(before.seq + 1, f"cannot be read: {error}")
 
 
 def _missing(first: int, last: int) -> Fault:

@@ -70,6 +70,9 @@ class Journal:
             hint = "free some space, or move the file away: grants have to be given again then"
             raise OpError(Code.UNAVAILABLE, f"the journal {path}: {error}", hint) from None
 
+        self._granted = {str(id_) for (id_,) in self.read("select id from grants")}
+        """Ids of what is in it, so that what never was costs no look at the disk."""
+
     def close(self) -> None:
         self._db.close()
 
@@ -84,10 +87,16 @@ class Journal:
             "insert into grants (id, holder, cap, origin, created, reason) values (?, ?, ?, ?, ?, ?)",
             (id, holder, cap, origin, time.time(), reason),
         )
+        self._granted.add(id)
 
-    def remove_grant(self, id: str) -> None:  # noqa: A002
-        """With what was spent of it."""
-        self.write("delete from grants where id = ?", (id,))
+    def remove_grants(self, ids: Iterable[str]) -> None:
+        """Those that are in it, with what was spent of them; all or none."""
+        gone = self._granted.intersection(ids)
+        if gone:
+            with self.transaction():
+                for id_ in gone:
+                    self.write("delete from grants where id = ?", (id_,))
+            self._granted -= gone
 
     def spending(self, id: str) -> dict[str, Spending]:  # noqa: A002
         """Unit → what was spent of a grant."""

@@ -524,12 +524,11 @@ class Kernel:
         """What followed from these ends with them, whatever the journal can do about it. → why it could not be written down."""
         failure = None
         self.authority.revoked(caps, how)
-        for cap in caps:
-            try:
-                self.journal.remove_grant(cap.id)
-            except OpError as error:
-                failure = error
-                log.error("grant.unremoved", id=cap.id, err=error.detail)
+        try:
+            self.journal.remove_grants(cap.id for cap in caps)
+        except OpError as error:
+            failure = error
+            log.error("grant.unremoved", err=error.detail)
         self.topics.bus.revoke({cap.id for cap in caps})
         self.forwarder.revoked({cap.id for cap in caps})
         self.calls.revoked({cap.id for cap in caps})

@@ -110,7 +110,11 @@ class Programs:
         manifest, holds = self.manifest(name), list(held)
         rows = []
         for text in manifest.permissions.capabilities() if manifest is not None else []:
-            right = Right.parse(text, home, self.scope_kinds)
+            try:
+                right = Right.parse(text, home, self.scope_kinds)
+            except OpError:  # it means nothing to the driver whose it would be: nobody can grant it
+                rows.append({"holder": name, "cap": text, "granted": False, "present": False})
+                continue
             granted = any(cap.right.reaches(right) for cap in holds)
             paths = right.scope.get("path", ()) if right.object == "fs" else ()
             present = all(os.path.exists(path) for path in paths)  # noqa: PTH110  (a name too long is not there)
@@ -147,7 +151,7 @@ class Programs:
             if isinstance(manifest, DriverManifest):
                 self._check_driver(manifest)
         except OpError as error:
-            self.broken[name] = error.detail
+            self.broken[name] = error.detail[:500]
             log.error("program.broken", name=name, err=error.detail)
         else:
             into[name] = manifest

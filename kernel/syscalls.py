@@ -63,9 +63,8 @@ ANSWER_BYTES = 60_000
 """Of a list's rows in one answer; what does not fit is left for the next page, or out."""
 
 
-def fitting(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The first of them, as many as fit an answer; at least one."""
-    left = ANSWER_BYTES
+def fitting(rows: Iterable[dict[str, Any]], left: int = ANSWER_BYTES) -> list[dict[str, Any]]:
+    """The first of them, as many as fit an answer, or so many bytes of it; at least one."""
     found: list[dict[str, Any]] = []
     for row in rows:
         left -= len(wire.encode(row))

@@ -16,7 +16,7 @@ from llmos.kernel.flow import Step, Verdict
 from llmos.kernel.labels import BOTTOM, Label, join
 from llmos.kernel.process import now
 from llmos.kernel.programs import refuse_control
-from llmos.kernel.syscalls import STRANGERS, Request, Result, fitting, syscall
+from llmos.kernel.syscalls import ANSWER_BYTES, STRANGERS, Request, Result, fitting, syscall
 
 if TYPE_CHECKING:
     from llmos.kernel.kernel import Kernel
@@ -94,7 +94,8 @@ def _grants(kernel: Kernel, request: Request, args: protocol.ListGrants) -> Resu
         if args.holder in ("", name)
         for row in kernel.programs.requests(name, str(kernel.places.home), kernel.caps.held(name))
     ]
-    return {"caps": (shown := fitting(rows)), "requests": fitting(requests), "more": len(rows) - len(shown)}
+    shown, asked = fitting(rows, ANSWER_BYTES // 2), fitting(requests, ANSWER_BYTES // 2)
+    return {"caps": shown, "requests": asked, "more": len(rows) - len(shown) + len(requests) - len(asked)}
 
 
 def _row(cap: Capability) -> dict[str, Any]:

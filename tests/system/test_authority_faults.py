@@ -180,7 +180,7 @@ def test_a_full_disk_ends_no_kernel(world: World) -> None:
 
 
 def test_a_row_of_the_audit_log_that_cannot_be_read_is_named(world: World) -> None:
-    """Text that is none is a fault like any other; at worst, one shortly before it is named."""
+    """Text that is none is a fault like any other."""
     world.system.stop()
     with closing(sqlite3.connect(world.home("audit.db"))) as database:
         database.executescript(
@@ -188,7 +188,7 @@ def test_a_row_of_the_audit_log_that_cannot_be_read_is_named(world: World) -> No
         )
     world.boot()
     fault = world.user.call("audit.verify")["fault"]
-    assert fault["seq"] <= 2
+    assert fault["seq"] == 2
     assert "cannot be read" in fault["what"]
 
 
@@ -221,7 +221,7 @@ def test_what_is_kept_of_a_request_is_bounded(world: World) -> None:
     assert len(shown["provenance"]) == 64
     code = """
     call("post.inbox")
-    told["put"] = call("hostile.put", {"to": "a", "many": [7] * 16_000}, timeout=1)
+    told["put"] = call("hostile.put", {"to": "a" * 14_000, "many": [300] * 16_000}, timeout=1)
     """
     assert world.run(code, ["post.read", "hostile.write"])["put"]["error"] == "TOO_LARGE"
 
@@ -265,6 +265,18 @@ def test_a_broken_package_stops_neither_boot_nor_a_scan(stopped: World) -> None:
     stopped.pretend("worse", "drivers", b"[llmos.drivers\nworse\xff")
     stopped.user.call("driver.scan")
     assert stopped.user.call("post.inbox")["items"]
+
+
+@pytest.mark.parametrize("asked", ["post.send(to=nonsense)", "x" * 100_000])
+def test_a_package_that_asks_for_nonsense_hides_nobodys_requests(stopped: World, asked: str) -> None:
+    """What one manifest says makes no list of the system's fail."""
+    shutil.copytree(stopped.packages / "outward", stopped.packages / "greedy")
+    manifest = stopped.packages / "greedy" / "manifest.toml"
+    manifest.write_text(f'{manifest.read_text().replace("outward", "greedy")}calls = ["{asked}"]\n')
+    stopped.pretend("greedy", "drivers")
+    stopped.boot()
+    for op in ("driver.list", "perm.list", "sys.status"):
+        assert stopped.user.call(op)
 
 
 def test_no_driver_takes_a_gates_name(stopped: World) -> None:

@@ -23,7 +23,7 @@ def test_grants_come_back_in_the_order_they_were_given(path: Path) -> None:
     journal.add_grant("c3", "b", "mail.read", "granted by user", "to answer questions")
     journal.add_grant("c10", "a", "llm.embed", "granted by user")
     journal.add_grant("c12", "a", "fs.read", "granted by user")
-    journal.remove_grant("c10")
+    journal.remove_grants(["c10"])
     journal.close()
     journal = Journal(path)
     assert list(journal.grants()) == [
@@ -41,7 +41,7 @@ def test_what_was_spent_ends_with_its_grant(path: Path) -> None:
     journal.set_spending([("c2", "calls", Spending(7, 3, 1))])
     assert journal.spending("c2") == {"calls": Spending(7, 3, 1)}
     assert journal.spending("c9") == {}
-    journal.remove_grant("c2")
+    journal.remove_grants(["c2"])
     journal.add_grant("c2", "a", "mail.send(calls=5/d)", "granted by user")
     assert journal.spending("c2") == {}
     journal.close()
