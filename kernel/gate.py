@@ -116,6 +116,13 @@ class Peer:
         look.register(self.fd, select.POLLOUT)
         return bool(look.poll(0))
 
+    def over(self) -> bool:
+        """Whether libzmq has closed it, for its other end has."""
+        try:
+            return self.fd >= 0 and os.fstat(self.fd).st_ino != self.inode
+        except OSError:
+            return True
+
     def cut(self) -> None:
         """End the connection itself, and with it what libzmq keeps for a peer that does not read."""
         with suppress(OSError):
@@ -191,7 +198,7 @@ class Gate:
             self._bind()
             self._pipe.post(b"P" + b"".join(zmq.curve_keypair()))
         pipe = self._pipe.fileno()
-        looked = time.monotonic()
+        looked = reaped = time.monotonic()
         with suppress(PeerGone):
             while True:
                 behind = self._pipe.pending
@@ -202,6 +209,9 @@ class Gate:
                 if now - looked >= params.GATE_WATCH_S:
                     self._watch(looked)
                     looked = now
+                if now - reaped >= params.GATE_REAP_S:
+                    self._reap()
+                    reaped = now
                 for source, events in zmq.zmq_poll(watched, int(params.GATE_WATCH_S * 1000)):
                     if source is self._router:
                         self._from_peers()
@@ -212,6 +222,11 @@ class Gate:
                             self._pipe.flush()
                         if events & READ:
                             self._from_kernel()
+
+    def _reap(self) -> None:
+        """libzmq tells nobody that a connection is over; what hangs on it should not wait for its program's end."""
+        for route in [route for route, peer in self._peers.items() if peer.over()]:
+            self._forget(route, tell=True)
 
     def _watch(self, since: float) -> None:
         """End connections that take what all need, before libzmq aborts for want of it. Nothing below it is bounded by libzmq:

@@ -74,6 +74,7 @@ GATE_BURST = 40_000.0  # messages above the rate at once
 GATE_PEERS = 1024  # connections known at once; the longest silent one is forgotten
 GATE_PEERS_PER_PROCESS = 64  # the same for one operating-system process
 PIPE_BACKLOG = 32 << 20  # bytes the kernel keeps for a gate that does not read, beyond which it is restarted
+GATE_REAP_S = 0.5  # seconds between two looks for connections that are over
 GATE_HEAP = 160 << 20  # bytes in use at which connections that only ever send beginnings are ended
 GATE_PER_PEER = 128 << 10  # bytes of them that each connection may have for itself
 GATE_WATCH_S = 0.025  # seconds between two looks at that

@@ -196,3 +196,15 @@ def test_an_app_may_be_called_anything_and_is_nobody_else(
         app.call("sys.status")
     assert caught.value.code is Code.DENIED
     assert app.badge == f"app:{name}"
+
+
+def test_what_was_lent_ends_with_the_connection(shared: System, connect: Callable[[Path], Connection]) -> None:
+    """Not with the program: a connection that is closed takes its functions and subscriptions along."""
+    app = connect(let_in(shared, "lender", "fn.register", "bus.subscribe(topic=x.*)"))
+    app.call("fn.register", {"name": "lent", "summary": "Something"})
+    app.call("bus.subscribe", {"topic": "x.*"})
+    user = shared.connect()
+    assert "app.lent" in [row["op"] for row in user.call("sys.ops")["ops"]]
+    app.close()
+    shared.until(lambda: "app.lent" not in [row["op"] for row in user.call("sys.ops")["ops"]], 5)
+    assert "app:lender" not in [row["holder"] for row in user.call("bus.list")["subscriptions"]]
