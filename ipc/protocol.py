@@ -197,8 +197,8 @@ class Spawn(Syscall, frozen=True):
     `allow` lists the capabilities it is born with, each derived from one the caller holds; None takes what its manifest
     requests. Its label starts as the join of the caller's and the arguments'; when that is trusted, what stands in the arguments counts
     as said by the user. `mode` `strict` asks the user about every effect once anything untrusted is in it, planned or not.
-    Errors: `NOT_FOUND` (no such program), `DENIED` (more than the caller holds), `BUDGET` (a quota is not left), `UNAVAILABLE` (no jail
-    here), `PEER_DIED` (with `wait`: it ended without a result).
+    Errors: `NOT_FOUND` (no such program), `DENIED` (more than the caller holds), `BUDGET` (a quota is not left), `BUSY` (too many of its
+    line are alive), `UNAVAILABLE` (no jail here), `PEER_DIED` (with `wait`: it ended without a result).
     """
 
     OP = "proc.spawn"
@@ -621,7 +621,8 @@ class AddApp(Syscall, frozen=True):
     """Lets an outside program in: the holder of the secret half of `key` is `app:NAME` from now on. → `{name, address, server_key, caps}`
 
     `key` is the public half of a CURVE key pair, Z85; the secret half never comes here. `allow` is granted with it. An app that exists gets
-    the new key in place of the old one. Errors: `INVALID_ARGUMENT` (not a key, not a capability), `CONFLICT` (another app has the key).
+    the new key in place of the old one. Errors: `INVALID_ARGUMENT` (not a key, not a capability), `CONFLICT` (another app has the key),
+    `BUSY` (too many).
     """
 
     OP = "apps.add"
@@ -632,7 +633,7 @@ class AddApp(Syscall, frozen=True):
 
 
 class ListApps(Syscall, frozen=True):
-    """→ `{apps: [{name, created, connections, caps: [str]}], address, server_key}`"""
+    """→ `{apps: [{name, created, connections, label, caps: [str]}], address, server_key}`"""
 
     OP = "apps.list"
     RIGHT = "perm.read"

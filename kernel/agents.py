@@ -91,6 +91,7 @@ class Agents:
             for cap in list(caps.held(birth.program)) if takes_grants else ():
                 caps.lend(cap, process.name, "granted")
             self._authority.charge(None)
+            self._authority.handed(process.name, giver, caps.held(process.name))
         except OpError:
             caps.drop(process.name)
             self._processes.remove(process)

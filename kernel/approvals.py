@@ -17,7 +17,7 @@ How the kernel calls it, when the sink rule's verdict is `ASK`:
   reports a change: then `covered` is asked again for a parked call, or the call fails with `refusal`. A caller that does not
   wait is answered `NEEDS_APPROVAL` with the id and may send the same call later.
 - `expire` at boot, and at `next_expiry`; `task_ended` with the task.
-- `approval.*` events carry the `describe` of each change; only holders of `approval.read` may hear them.
+- `approval.*` events say that there was a change, and to what; the arguments are for holders of `approval.read`.
 
 Interfaces must show arguments with control and direction-changing characters made visible: they are a stranger's words.
 """

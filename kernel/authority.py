@@ -33,6 +33,8 @@ from llmos.kernel.values import OUTCOME_BITS, Budget, Values
 
 log = structlog.get_logger()
 
+ENDED = "ended"
+"""Why a capability is gone: its holder has ceased to exist."""
 _REFUSALS = frozenset({Code.DENIED, Code.REVOKED, Code.TAINTED, Code.BUDGET, Code.NEEDS_APPROVAL})
 """Errors that the audit log hears of."""
 _SYNCED = frozenset({Effect.SEND, Effect.ACTUATE})
@@ -228,6 +230,17 @@ class Authority:
             raise OpError(Code.DENIED, f"{request.op}: {'; '.join(decision.reasons)}", f"llmosctl why {request.holder}")
         return decision
 
+    def refuse_tainted(self, op: str, verb: str, label: Label) -> None:
+        """What acts as the user is not for a caller that has read a stranger's words. Raises `OpError(TAINTED)`."""
+        if verb in ("control", "kill") and not label.trusted:
+            detail = f"{op} is not for a caller that has seen untrusted data"
+            raise OpError(Code.TAINTED, detail, "the user may do it herself")
+
+    @staticmethod
+    def plain_request(holder: str, op: str, args: Mapping[str, Any], label: Label, cap: Capability) -> Request:
+        """A syscall, as the sink rule sees it: no effect outside, but its capability may ask, or have a ceiling."""
+        return Request(holder=holder, op=op, effect=Effect.READ, args=args, label=label, ceiling=cap.right.ceiling)
+
     def subject(self, request: Request, decision: Decision, served_by: str = "") -> Subject:
         """What an approval of this call is bound to; a function that is lent, to who lends it."""
         task = self.task(request.holder)
@@ -280,11 +293,17 @@ class Authority:
         """Raises `OpError(UNAVAILABLE)` when it cannot be written down: then it must not be given."""
         self.audit.append(Kind.GRANT, cap.holder, "perm.grant", "given", cap=cap.id, detail=str(cap.right), sync=True)
 
+    def handed(self, holder: str, giver: str, caps: Iterable[Capability]) -> None:
+        """A process is born with these: one row. Raises `OpError(UNAVAILABLE)`: then it must not be."""
+        held = ", ".join(str(cap.right) for cap in caps) or "nothing"
+        self.audit.append(Kind.GRANT, holder, "proc.spawn", "handed on", detail=f"by {giver}: {held}")
+
     def revoked(self, caps: Iterable[Capability], how: str) -> None:
-        """They are gone already, so a log that cannot be written does not hold it up."""
+        """They are gone already, so a log that cannot be written does not hold it up. What ends with its holder needs no row."""
         for cap in caps:
             self._asked.discard(cap.id)
-            self._note(Kind.GRANT, cap.holder, "perm.revoke", how, cap=cap.id, detail=str(cap.right))
+            if how != ENDED:
+                self._note(Kind.GRANT, cap.holder, "perm.revoke", how, cap=cap.id, detail=str(cap.right))
 
     def settled(self, approval: Approval) -> None:
         """An approval was asked or settled."""

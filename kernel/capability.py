@@ -75,7 +75,6 @@ class Table:
         self._held: dict[str, dict[str, Capability]] = {}
         self._fitting: dict[str, dict[tuple[str, str], tuple[Capability, ...]]] = {}
         """Holder → (object, verb) → what it holds on that, the least asking first; forgotten when what it holds changes."""
-        self._handles: dict[str, Capability] = {}
         self._children: dict[str, set[str]] = {}
         self._ids = itertools.count(1)
         self._ends: list[tuple[int, str]] = []
@@ -260,12 +259,6 @@ class Table:
         self._now()
         return self._caps.get(id)
 
-    def find(self, holder: str, handle: str) -> Capability | None:
-        """By the handle, for its holder alone."""
-        self._now()
-        cap = self._handles.get(handle)
-        return cap if cap is not None and cap.holder == holder else None
-
     def held(self, holder: str) -> Iterable[Capability]:
         """In the order they were given."""
         self._now()
@@ -372,7 +365,6 @@ class Table:
     ) -> Capability:
         cap = Capability(id, secrets.token_hex(16), holder, right, parent, origin, reason, accounts)
         self._caps[id] = cap
-        self._handles[cap.handle] = cap
         self._held.setdefault(holder, {})[id] = cap
         self._fitting.pop(holder, None)
         if parent is not None:
@@ -391,7 +383,6 @@ class Table:
                 continue
             gone.append(cap)
             queue.extend(self._children.pop(cap.id, ()))
-            del self._handles[cap.handle]
             self._held[cap.holder].pop(cap.id, None)
             self._fitting.pop(cap.holder, None)
             if cap.parent in self._children:
@@ -447,7 +438,7 @@ def _used_up(holder: str, account: Account) -> OpError:
     return OpError(
         Code.BUDGET,
         f"{holder}: the {account.unit} of its quota are used up",
-        f"{when}give it more: `llmosctl perm show {account.owner}`",
+        f"{when}give it more: `llmosctl perm why {account.owner}`",
     )
 
 

@@ -1,7 +1,7 @@
 """The sink rule: one rule for every op with an effect, and the plans that it may rely on. A pure state machine.
 
-A *sink* is an op that changes something outside its caller: send, exec, actuate, delete, write outside the caller's scratch,
-spawn with rights that the spawner does not hold. A call of one is **allowed** when
+A *sink* is an op that changes something outside its caller: send, exec, actuate, delete, write. (Spawning is none: a child starts with
+its parent's label and holds no more than its parent may hand on.) A call of one is **allowed** when
 
 1. the caller's label is trusted and every control argument is trusted; or
 2. the op is a step of a **plan** that the caller fixed while its label was trusted, no other call has used up that step, and
@@ -35,7 +35,7 @@ strangers' data trusted removes the protection altogether.
 
 How the kernel calls it:
 
-- `begin` at spawn, with the prompt only when the spawner's label is trusted; `say` for what the user says later; `end`.
+- `begin` at spawn, with the prompt only when the spawner's label is trusted; `end`.
 - `fix` for the syscall that fixes a plan, `tags` being the join of the manifests' labels of all its steps, reads included.
 - `decide` after the capability check, the arguments' check and the substitution of values; the answer is pure.
 - `Decision.at_least` for a capability that asks anyway; then approvals; then audit; then `commit`, and the call goes out.
@@ -135,7 +135,6 @@ class Request:
         label: the caller's.
         values: path of each argument, or part of one, that was passed by reference → its label.
         ceiling: the capability's; None for one without.
-        scratch: whether all it touches is the caller's own scratch.
     """
 
     holder: str
@@ -146,7 +145,6 @@ class Request:
     label: Label = BOTTOM
     values: Mapping[str, Label] = field(default_factory=dict)
     ceiling: Label | None = None
-    scratch: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,11 +195,6 @@ class Flow:
         """A new task. What came with an untrusted label was not said by the user and quotes nothing."""
         self._tasks[holder] = _Task(Prompt(prompt if label.trusted else "", self._home), mode)
 
-    def say(self, holder: str, text: str) -> None:
-        """The user herself has said more. Only her own connection may lead here."""
-        if holder in self._tasks:
-            self._tasks[holder].prompt.add(text)
-
     def end(self, holder: str) -> None:
         self._tasks.pop(holder, None)
 
@@ -235,11 +228,10 @@ class Flow:
     def decide(self, request: Request) -> Decision:
         """What is to become of a call. Changes nothing: `commit` does."""
         label = join((request.label, *request.values.values()))
-        own = request.scratch and request.effect in (Effect.WRITE, Effect.DELETE)
         if request.ceiling is not None and label.integrity > request.ceiling.integrity:
             reason = "the capability is for trusted calls only, and untrusted data is in this one"
             return Decision(Verdict.DENY, label, (reason,))
-        if request.effect not in SINKS or own:
+        if request.effect not in SINKS:
             too_secret = tuple(self._clearance(request, label))
             return Decision(Verdict.ASK if too_secret else Verdict.ALLOW, label, too_secret)
         task = self._tasks.get(request.holder)

@@ -297,8 +297,12 @@ class Forwarder:
     def foresee(
         self, holder: str, name: str, args: dict[str, Any]
     ) -> tuple[Verdict, Capability | None, tuple[str, ...], str]:
-        """What would become of a call: the verdict, the capability, why, and what would help. Raises `OpError(UNKNOWN_OP)`."""
+        """What would become of a call: the verdict, the capability, why, and what would help; whatever is left of quotas.
+
+        Of a program that does not run, as it would be born. Raises `OpError(UNKNOWN_OP)`.
+        """
         authority = self._authority
+        label = authority.labels.of(holder) if authority.labels.known(holder) else BOTTOM
         syscall = protocol.SYSCALLS.get(name)
         if syscall is not None and syscall.RIGHT is None:
             return Verdict.ALLOW, None, ("every process may",), ""
@@ -306,14 +310,17 @@ class Forwarder:
             if syscall is not None and syscall.RIGHT is not None:
                 target, _, right = syscall.RIGHT.partition(".")
                 bounds = authority.scope_values(target, syscall.SCOPE, args)
-                return Verdict.ALLOW, authority.caps.must_fit(holder, target, right, bounds), (), ""
-            route = self._route(name)
-            route.op.check(args)
-            cap = authority.caps.must_fit(holder, route.target, route.right, self._bounds(route, args))
-            request = route.request(holder, authority.labels.of(holder), args, NOTHING, cap)
+                cap = authority.caps.must_fit(holder, target, right, bounds)
+                authority.refuse_tainted(name, right, label)
+                request = authority.plain_request(holder, name, args, label, cap)
+            else:
+                route = self._route(name)
+                route.op.check(args)
+                cap = authority.caps.must_fit(holder, route.target, route.right, self._bounds(route, args))
+                request = route.request(holder, label, args, NOTHING, cap)
             decision = authority.decide(request, cap)
         except OpError as error:
-            if error.code is not Code.DENIED:
+            if error.code not in (Code.DENIED, Code.TAINTED):
                 raise
             return Verdict.DENY, None, (error.detail,), error.hint or ""
         return decision.verdict, cap, decision.reasons, ""

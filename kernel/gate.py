@@ -7,21 +7,14 @@ whatever it likes: the limit makes libzmq drop that peer's connection, and if th
 There is one for each class of peers. The ordinary one takes processes of its own user, by the socket's own credentials (ZAP over
 `ipc://` gives the peer's uid and pid). The apps' takes those of them that hold a CURVE key the kernel has allowed.
 
-Frames on the pipe (big-endian), to the kernel: `U` — up, the socket is bound; `P` public secret — a fresh CURVE key pair, after the
-ordinary gate's `U`, for the kernel to keep as the apps' gate's own; `S` conn uid pid — a new connection; `N` conn pid name — a new
-connection of an app; `M` conn header-length header body; `G` conn — gone; `L` conn count — events lost because its mailbox is full.
-From the kernel: `M` likewise; `F` count conn… header-length header body — one event to many; `D` conn — drop; to the apps' gate
-`A` key name — allow, `R` key — revoke, `K` secret — its own key, upon which it binds its socket. Keys are 40 characters of Z85.
+What travels on the pipe to the kernel stands in `gate_frames.py`, what keeps libzmq alive in `gate_guard.py`.
 """
 
 from __future__ import annotations
 
-import ctypes
 import os
-import resource
 import select
 import socket
-import stat
 import struct
 import sys
 import time
@@ -39,18 +32,11 @@ from llmos.ipc.errors import Code, OpError
 from llmos.ipc.pipe import FrameStream, PeerGone
 from llmos.ipc.protocol import GREETING, Header, Kind, pack_header
 from llmos.kernel import params
+from llmos.kernel.gate_frames import APPS_BASE, CONN, KEY, LOST, MESSAGE, NAMED, SEEN
+from llmos.kernel.gate_guard import Guard
 
-SEEN = struct.Struct(">cIII")
-MESSAGE = struct.Struct(">cII")
-CONN = struct.Struct(">cI")
-LOST = struct.Struct(">cII")
-NAMED = struct.Struct(">cII")
 UNREAD = 4 << 20
 """Bytes one process or app may leave unread, on all its connections together; what is more is treated like a full mailbox."""
-KEY = 40
-"""Characters of a CURVE key in Z85."""
-APPS_BASE = 1 << 31
-"""Connection numbers of the apps' gate are above it, so that the two never give out the same."""
 DOMAIN, APPS_DOMAIN = "llmos", "llmos-apps"
 # as plain numbers: pyzmq's flags are enums, whose arithmetic costs a tenth of a message's way through the gate
 READ, WRITE = int(zmq.POLLIN), int(zmq.POLLOUT)
@@ -131,25 +117,6 @@ class Peer:
                     theirs.shutdown(socket.SHUT_RDWR)
 
 
-class _Heap(ctypes.Structure):
-    """glibc's `struct mallinfo2`."""
-
-    _fields_ = [
-        (name, ctypes.c_size_t)
-        for name in "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost".split()
-    ]
-
-
-_LIBC = ctypes.CDLL(None)
-_LIBC.mallinfo2.restype = _Heap
-
-
-def _heap_bytes() -> int:
-    """What malloc has given out and not taken back, libzmq's queues included. Source: mallinfo2(3)."""
-    told = _LIBC.mallinfo2()
-    return int(told.uordblks + told.hblkhd)
-
-
 class Gate:
     """The two sockets, the pipe, and the table between routing ids and connection numbers."""
 
@@ -164,8 +131,7 @@ class Gate:
         self._keys: dict[str, str] = {}
         """Public key → app, of those that are let in."""
         self._count = APPS_BASE if apps else 0
-        self._highest = 0
-        """Descriptor that was free when most were in use."""
+        self._guard = Guard(pipe.fileno())
         context = zmq.Context()
         self._zap = context.socket(zmq.REP)
         self._zap.bind("inproc://zeromq.zap.01")
@@ -207,7 +173,7 @@ class Gate:
                     watched.append((self._router, READ))
                 now = time.monotonic()
                 if now - looked >= params.GATE_WATCH_S:
-                    self._watch(looked)
+                    self._guard.watch(looked, self._peers.values())
                     looked = now
                 if now - reaped >= params.GATE_REAP_S:
                     self._reap()
@@ -227,38 +193,6 @@ class Gate:
         """libzmq tells nobody that a connection is over; what hangs on it should not wait for its program's end."""
         for route in [route for route, peer in self._peers.items() if peer.over()]:
             self._forget(route, tell=True)
-
-    def _watch(self, since: float) -> None:
-        """End connections that take what all need, before libzmq aborts for want of it. Nothing below it is bounded by libzmq:
-
-        - the frames of one message: when much memory is in use, connections that are sending and have finished no message `since` go;
-        - connections that say nothing: when many descriptors are in use, those without a message go.
-        """
-        lowest = os.dup(self._pipe.fileno())
-        os.close(lowest)
-        limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-        crowded, full = (
-            lowest - len(self._peers) > limit // 4,
-            _heap_bytes() > params.GATE_HEAP + len(self._peers) * params.GATE_PER_PEER,
-        )
-        if not crowded and not full:
-            return
-        known = {peer.fd: peer for peer in self._peers.values()}
-        self._highest = max(self._highest, lowest)  # numbers are given lowest first
-        for fd in range(3, min(limit, self._highest + 256)):
-            peer = known.get(fd)
-            if fd == self._pipe.fileno() or (peer is not None and (not full or peer.refilled >= since)):
-                continue
-            with suppress(OSError):
-                if stat.S_ISSOCK(os.fstat(fd).st_mode):
-                    self._cut_if(fd, crowded and peer is None)
-
-    def _cut_if(self, fd: int, anyway: bool) -> None:
-        """End a connection, if it has something to read or `anyway`; never the listener. Raises `OSError`."""
-        with socket.socket(fileno=os.dup(fd)) as one:
-            listens = one.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
-            if not listens and (anyway or one.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)):
-                one.shutdown(socket.SHUT_RDWR)
 
     # -- peers -----------------------------------------------------------------------------------------------------
 

@@ -6,7 +6,7 @@ import socket
 import struct
 from collections.abc import Callable, Iterable
 
-from llmos.kernel import gate, params
+from llmos.kernel import gate_frames, params
 from llmos.kernel.link import Link
 from llmos.kernel.loop import Loop
 
@@ -41,7 +41,7 @@ class Gates:
 
     def message(self, conn: int, header: bytes, body: bytes) -> None:
         """To one connection."""
-        self._post(of(conn), gate.MESSAGE.pack(b"M", conn, len(header)) + header + body)
+        self._post(of(conn), gate_frames.MESSAGE.pack(b"M", conn, len(header)) + header + body)
 
     def fan_out(self, conns: Iterable[int], header: bytes, body: bytes) -> None:
         """One event to many."""
@@ -54,7 +54,7 @@ class Gates:
 
     def drop(self, conn: int) -> None:
         """Forget a connection."""
-        self._post(of(conn), gate.CONN.pack(b"D", conn))
+        self._post(of(conn), gate_frames.CONN.pack(b"D", conn))
 
     def serve_apps(self, secret: str, keys: Iterable[tuple[str, str]]) -> None:
         """Tell the apps' gate its own key and (public key, app) of everyone it lets in."""
@@ -77,4 +77,4 @@ class Gates:
 
 def of(conn: int) -> str:
     """The gate that numbered this connection."""
-    return APPS if conn >= gate.APPS_BASE else SYSTEM
+    return APPS if conn >= gate_frames.APPS_BASE else SYSTEM

@@ -14,9 +14,9 @@ import structlog
 
 from llmos.ipc import paths, protocol, wire
 from llmos.ipc.errors import Code, OpError
-from llmos.ipc.protocol import Effect, Header, pack_header, parse_header
+from llmos.ipc.protocol import Header, pack_header, parse_header
 from llmos.ipc.protocol import Kind as Message
-from llmos.kernel import gate, gates, jail, launch, params, syscalls
+from llmos.kernel import gate_frames, gates, jail, launch, params, syscalls
 from llmos.kernel import syscalls_authority as _more  # noqa: F401  (registers its handlers)
 from llmos.kernel.agents import Agents
 from llmos.kernel.approvals import Approval
@@ -24,11 +24,10 @@ from llmos.kernel.apps import Apps
 from llmos.kernel.apps import holder as app_holder
 from llmos.kernel.asking import Asking, Attempt
 from llmos.kernel.audit import Audit
-from llmos.kernel.authority import Authority
+from llmos.kernel.authority import ENDED, Authority
 from llmos.kernel.calls import Call, Calls
 from llmos.kernel.capability import USER, Capability, Right
 from llmos.kernel.events import Events
-from llmos.kernel.flow import Request as Attempted
 from llmos.kernel.forward import NOTHING, Forwarder
 from llmos.kernel.inference import Model
 from llmos.kernel.journal import Journal
@@ -257,21 +256,21 @@ class Kernel:
     def _from_gate(self, name: str, frame: bytes) -> None:
         kind = frame[:1]
         if kind == b"M":
-            _, conn, size = gate.MESSAGE.unpack_from(frame)
+            _, conn, size = gate_frames.MESSAGE.unpack_from(frame)
             peer = self.peers.get(conn)
             if peer is not None:
                 self._message(peer, frame[9 : 9 + size], frame[9 + size :])
         elif kind == b"S":
-            _, conn, _uid, os_pid = gate.SEEN.unpack(frame)
+            _, conn, _uid, os_pid = gate_frames.SEEN.unpack(frame)
             self.peers.seen(conn, os_pid)
         elif kind == b"N":
-            _, conn, os_pid = gate.NAMED.unpack_from(frame)
-            app = frame[gate.NAMED.size :].decode()
+            _, conn, os_pid = gate_frames.NAMED.unpack_from(frame)
+            app = frame[gate_frames.NAMED.size :].decode()
             self.peers.seen_app(conn, os_pid, app, let_in=self.apps.get(app) is not None)
         elif kind == b"G":
-            self.peers.drop(gate.CONN.unpack(frame)[1], "its connection is gone")
+            self.peers.drop(gate_frames.CONN.unpack(frame)[1], "its connection is gone")
         elif kind == b"L":
-            _, conn, count = gate.LOST.unpack(frame)
+            _, conn, count = gate_frames.LOST.unpack(frame)
             if self.peers.get(conn) is not None:
                 self.topics.lost(conn, count)
         elif kind == b"P":
@@ -372,9 +371,7 @@ class Kernel:
             named = {name: getattr(args, name) for name in syscall.SCOPE.values()}
             values = self.authority.scope_values(object_, syscall.SCOPE, named)
             call.cap = self.authority.check(peer.holder, object_, verb, values, header.cap)
-            if verb in ("control", "kill") and not call.label.trusted:
-                detail = f"{syscall.OP} is not for a caller that has seen untrusted data"
-                raise OpError(Code.TAINTED, detail, "the user may do it herself")
+            self.authority.refuse_tainted(syscall.OP, verb, call.label)
         if header.keep:
             self.authority.spend_outcome(peer.holder)
 
@@ -389,23 +386,16 @@ class Kernel:
         if call.cap is None or call.cap.right.unconditional:
             go()
         else:
-            self._attempt(call, header, raw, go)
+            self._attempt(call, call.cap, header, raw, go)
 
-    def _attempt(self, call: Call, header: Header, raw: dict[str, Any], go: Callable[[], None]) -> None:
+    def _attempt(
+        self, call: Call, cap: Capability, header: Header, raw: dict[str, Any], go: Callable[[], None]
+    ) -> None:
         """A syscall under a capability that asks, or that has a ceiling."""
-        if call.cap is None:
-            return
-        request = Attempted(
-            holder=call.holder,
-            op=call.op,
-            effect=Effect.READ,
-            args=raw,
-            label=call.label,
-            ceiling=call.cap.right.ceiling,
-        )
-        decision = self.authority.decide(request, call.cap)
+        request = self.authority.plain_request(call.holder, call.op, raw, call.label, cap)
+        decision = self.authority.decide(request, cap)
         wait_s = header.deadline_ms / 1000
-        self.asking.attempt(Attempt(call, request, decision, wire.encode(raw), call.cap, go, wait_s=wait_s))
+        self.asking.attempt(Attempt(call, request, decision, wire.encode(raw), cap, go, wait_s=wait_s))
 
     def _deliver(
         self, call: Call, ok: bool, body: bytes, label: Label, source: Source | None
@@ -520,7 +510,7 @@ class Kernel:
 
     # -- events and changes ----------------------------------------------------------------------------------------
 
-    def revoked(self, caps: list[Capability], how: str = "ended") -> OpError | None:
+    def revoked(self, caps: list[Capability], how: str = ENDED) -> OpError | None:
         """What followed from these ends with them, whatever the journal can do about it. → why it could not be written down."""
         failure = None
         self.authority.revoked(caps, how)

@@ -15,7 +15,7 @@ How the kernel calls it:
 - `of(holder)` stamps every message a holder sends; a driver's nested call is stamped `of(driver) | parent request's label`.
 - `mark` for each call of a sink, so that `why` can explain it later; `ended` when a holder ceases to exist.
 - a context carries the join of its owner's label at each append, and the reply of a generation carries the context's.
-  `Label.key` is part of the key of every prefix cache: text cached under one label is never reused under another.
+  Prefixes are cached within one context only, so text cached under one label is never reused under another.
 
 Source: Denning, "A Lattice Model of Secure Information Flow" (CACM 1976); Costa et al., "Securing AI Agents with
 Information-Flow Control" (FIDES, 2025).
@@ -88,11 +88,6 @@ class Label:
     @property
     def trusted(self) -> bool:
         return self.integrity is Integrity.TRUSTED
-
-    @property
-    def key(self) -> str:
-        """One string per label, for the keys of caches."""
-        return " ".join(self.to_wire())
 
     def __or__(self, other: Label) -> Label:
         """The join: what both together are."""

@@ -36,7 +36,7 @@ def gate(fd: int, address: Path, tier: Tier, *, apps: bool) -> Command:
     """It keeps the host's process ids, because that is what a socket's credentials are looked up in."""
     policy = Policy(
         write=(address.parent,),
-        kernel_modules=("gate", "params"),
+        kernel_modules=("gate", "gate_frames", "gate_guard", "params"),
         share_pid=True,
         limits=Limits(address_space=params.GATE_MEMORY, open_files=params.GATE_FILES),
         tier=tier,

@@ -1,4 +1,7 @@
-"""Every limit of the kernel and the gate, with its unit and its meaning; wire limits are in `llmos.ipc.wire`."""
+"""The limits of the kernel and the gates, with their units and meanings.
+
+Wire limits are in `llmos.ipc.wire`, those of a pure state machine in it.
+"""
 
 # processes
 MAX_PROCESSES = 256  # alive at once, all kinds

@@ -96,9 +96,15 @@ class Programs:
         by_verb = [self._scope_keys(right.object, verb) for verb in sorted(right.verbs)]
         known = set.intersection(*(keys for keys in by_verb if keys is not None)) if None not in by_verb else None
         if known is None:
-            objects = ", ".join(sorted({*self.drivers, *(op.partition(".")[0] for op in SYSCALLS), "fs", "app"}))
+            rights = {call.RIGHT for call in SYSCALLS.values() if call.RIGHT} | {
+                "label.trust",
+                "app.call",
+                "fs.read",
+                "fs.write",
+            }
+            some = ", ".join(sorted({*rights, *(f"{name}.read" for name in self.drivers)}))
             raise OpError(
-                Code.INVALID_ARGUMENT, f"{right}: nothing answers to {right.object}.{right.verb}", f"objects: {objects}"
+                Code.INVALID_ARGUMENT, f"nothing answers to {right.object}.{right.verb}", f"for instance: {some}"
             )
         for key in right.scope:
             if key not in known:

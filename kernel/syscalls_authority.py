@@ -135,6 +135,10 @@ def _own(kernel: Kernel, request: Request, args: protocol.OwnRights) -> Result: 
 
 @syscall(protocol.CheckRight)
 def _check(kernel: Kernel, request: Request, args: protocol.CheckRight) -> Result:  # noqa: ARG001
+    program = args.holder.partition("#")[0]
+    app = args.holder in {apps.holder(app.name) for app in kernel.apps}
+    if kernel.programs.manifest(program) is None and not app and args.holder != USER:
+        raise OpError(Code.NOT_FOUND, f"no driver, agent or app is called {args.holder!r}", "see `llmosctl perm ls`")
     verdict, cap, reasons, hint = kernel.forwarder.foresee(args.holder, args.op, args.args)
     return {
         "verdict": verdict.name.lower(),
@@ -212,7 +216,7 @@ def _approvals(kernel: Kernel, request: Request, args: protocol.ListApprovals) -
 
 
 def _summary(approval: Approval) -> dict[str, Any]:
-    """What a list shows: nothing that a stranger wrote."""
+    """What a list shows: no arguments."""
     return {
         "id": approval.id,
         "op": approval.op,
@@ -368,13 +372,19 @@ def _add_app(kernel: Kernel, request: Request, args: protocol.AddApp) -> Result:
         raise OpError(Code.UNAVAILABLE, "the gate is not up yet", "try again in a moment")
     rights = [_right(kernel, text) for text in args.allow]
     holder, old = apps.holder(args.name), kernel.apps.get(args.name)
-    app = kernel.apps.add(args.name, args.key, now())
+    given: list[Capability] = []
+    try:
+        for right in rights:
+            if not any(held.right.covers(right) for held in kernel.caps.held(holder)):
+                cap = _give(kernel, request, holder, right, "asked for when it was let in")
+                given.append(cap)  # one by one: what was given before one fails is taken back
+        app = kernel.apps.add(args.name, args.key, now())
+    except OpError:
+        kernel.revoked([gone for cap in given for gone in kernel.caps.revoke(cap.id)], "not let in")
+        raise
     if old is not None and old.key != args.key:
         kernel.app_removed(args.name, old.key)
     kernel.authority.app_born(holder)
-    for right in rights:
-        if not any(held.right.covers(right) for held in kernel.caps.held(holder)):
-            _give(kernel, request, holder, right, "asked for when it was let in")
     answer = {
         "name": args.name,
         "address": f"ipc://{paths.apps_socket(kernel.places.runtime)}",

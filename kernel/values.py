@@ -8,7 +8,7 @@ is little and counted: type and size, coarsely (`describe`), how a call with it 
 How the kernel calls it:
 
 - `put` for the reply of a call whose header asks to keep it; the caller is answered with `describe` and nothing else, and for
-  an error with its code alone, the text being kept as a value like any other. `budget(...).spend(OUTCOME_BITS)` either way.
+  an error with its code alone, the text being kept as a value like any other. `Budget.spend(OUTCOME_BITS)` before the call goes out.
 - `substitute` before an op's arguments are checked and decided upon (`llmos.kernel.flow` wants its `labels`). The reply's label
   joins that of the call; so a caller that wants to stay trusted keeps the reply too.
 - `project` for a part of a value. A part that is not there is null, so that asking reveals nothing.
@@ -185,7 +185,7 @@ class Values:
         return Substituted(made, labels, sources)
 
     def endorse(self, owner: str, handle: object, label: Label) -> Value:
-        """The user has seen the value and takes it for what `label` says: a new value. For her own connection alone."""
+        """The user has seen the value and takes it for what `label` says: a new value. Only after she has approved."""
         value = self.get(owner, handle)
         return self.put(owner, value.body, label, Source("user", "endorse", taints=value.source.taints))
 
@@ -202,11 +202,6 @@ class Values:
         kept = self._owners.pop(owner, None)
         if kept is not None:
             self._bytes -= kept.bytes
-
-    @property
-    def bytes(self) -> int:
-        """Kept by all."""
-        return self._bytes
 
 
 class Budget:

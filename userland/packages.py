@@ -60,14 +60,18 @@ def install(requirement: str) -> Package:
     return Package(found.name, found.version, found.programs, place)
 
 
-def remove(program: str) -> Package:
+def find(program: str) -> Package:
     """The package that a driver or an agent came with. Raises `OpError(NOT_FOUND)`."""
     found = next((one for one in installed() if program in (one.name, *one.programs)), None)
     if found is None:
         known = ", ".join(name for one in installed() for name in one.programs)
         raise OpError(Code.NOT_FOUND, f"no installed package holds {program!r}", f"installed: {known or 'none'}")
-    shutil.rmtree(found.directory)
     return found
+
+
+def remove(package: Package) -> None:
+    """Delete it, with its dependencies."""
+    shutil.rmtree(package.directory)
 
 
 def _pip(requirement: str, target: Path) -> None:

@@ -242,7 +242,7 @@ class Filesystem(Driver):
 
 
 def _listed(roots: Iterable[Path]) -> str:
-    return ", ".join(map(str, roots))
+    return ", ".join(dict.fromkeys(map(str, roots)))
 
 
 def _new_content(path: str, old: Content | None, text: str, mode: str) -> bytes:

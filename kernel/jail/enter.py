@@ -174,7 +174,7 @@ def close(settings: Settings) -> int:
         _prctl("PR_SET_PDEATHSIG", _PR_SET_PDEATHSIG, _SIGKILL)
         if os.getppid() != settings["parent"]:
             raise OSError(errno.ESRCH, "the kernel process is gone")
-    os.setpriority(os.PRIO_PROCESS, 0, max(settings["nice"], os.getpriority(os.PRIO_PROCESS, 0)))
+    os.setpriority(os.PRIO_PROCESS, 0, max(settings["nice"], os.getpriority(os.PRIO_PROCESS, 0)))  # never forward
     for limit, soft, hard in settings["limits"]:
         resource.setrlimit(limit, (soft, hard))
     # RLIMIT_CORE does not keep a dump from a handler program named in core_pattern; this does.

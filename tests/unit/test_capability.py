@@ -484,9 +484,7 @@ def test_a_handle_serves_its_holder_alone(table: Table) -> None:
     assert len({cap.handle for cap in table}) == 3
     assert len(bytes.fromhex(mine.handle)) == 16
     assert table.check("a", "mail", "send", {}, mine.handle) is mine
-    assert table.find("a", mine.handle) is mine
     for wrong in (theirs.handle, mine.id, "0" * 32):
-        assert table.find("a", wrong) is None
         with pytest.raises(OpError) as caught:
             table.check("a", "mail", "send", {}, wrong)
         assert caught.value.code is Code.DENIED

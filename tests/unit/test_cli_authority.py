@@ -76,6 +76,7 @@ def _approval(**changed: Any) -> dict[str, Any]:
         "state": "pending",
         "reasons": ["to[0]: it may have been chosen by a stranger"],
         "provenance": [{"path": "to[0]", "value": "bob@example.com", "origin": "seen", "label": "untrusted {mail}"}],
+        "provenance_of": 1,
         "why": CHAIN,
         "undoable": False,
         "preview": "-old\n+new\x1b]0;x\x07",

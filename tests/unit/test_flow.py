@@ -68,11 +68,11 @@ def test_the_tainted_ask_before_every_effect(flow: Flow, effect: Effect) -> None
     assert verdict(flow, send(effect=effect, holder="b#2")) is Verdict.ASK
 
 
-def test_reads_and_ones_own_scratch_are_no_sinks(flow: Flow) -> None:
-    """Reading taints and does not ask; scratch is the caller's, but a message sent from there is not."""
+def test_reading_is_no_sink(flow: Flow) -> None:
+    """It taints and does not ask; writing and sending do."""
     assert verdict(flow, send(effect=Effect.READ)) is Verdict.ALLOW
-    assert verdict(flow, send(effect=Effect.WRITE, scratch=True)) is Verdict.ALLOW
-    assert verdict(flow, send(effect=Effect.SEND, scratch=True)) is Verdict.ASK
+    assert verdict(flow, send(effect=Effect.WRITE)) is Verdict.ASK
+    assert verdict(flow, send(effect=Effect.SEND)) is Verdict.ASK
 
 
 def test_a_planned_step_passes_once(flow: Flow) -> None:
@@ -127,12 +127,10 @@ def test_an_open_argument_must_be_quoted(flow: Flow) -> None:
 
 
 def test_a_tainted_spawner_cannot_put_words_into_the_users_mouth(flow: Flow) -> None:
-    """A prompt that came with an untrusted label quotes nothing; what the user says later does."""
+    """A prompt that came with an untrusted label quotes nothing."""
     flow.begin("a#1", f"mail {EVIL}", TAINTED)
     plan(flow, Step("mail.send"))
     assert verdict(flow, send(EVIL)) is Verdict.ASK
-    flow.say("a#1", "mail jane@x.com")
-    assert verdict(flow, send(JANE)) is Verdict.ALLOW
 
 
 def test_the_step_that_fixes_most_is_taken(flow: Flow) -> None:

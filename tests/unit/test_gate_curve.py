@@ -25,7 +25,7 @@ from llmos.ipc.connection import Connection
 from llmos.ipc.errors import Code, OpError
 from llmos.ipc.pipe import FrameStream
 from llmos.ipc.protocol import GREETING, Header, Kind, pack_header, parse_header
-from llmos.kernel import gate, params
+from llmos.kernel import gate, gate_frames, params
 
 Keys = tuple[bytes, bytes]
 NULL: Keys = (b"", b"")
@@ -77,18 +77,18 @@ class GateProcess:
     def admitted(self) -> tuple[int, str]:
         """The next connection: its number and its app."""
         frame = self.next(b"N")
-        _, conn, pid = gate.NAMED.unpack_from(frame)
+        _, conn, pid = gate_frames.NAMED.unpack_from(frame)
         assert pid == os.getpid()
-        return conn, frame[gate.NAMED.size :].decode()
+        return conn, frame[gate_frames.NAMED.size :].decode()
 
     def message(self) -> tuple[int, Header]:
         frame = self.next(b"M")
-        _, conn, size = gate.MESSAGE.unpack_from(frame)
+        _, conn, size = gate_frames.MESSAGE.unpack_from(frame)
         return conn, parse_header(wire.decode_map(frame[9 : 9 + size]))
 
     def answer(self, conn: int, number: int, body: dict[str, Any]) -> None:
         header = pack_header(Header(kind=Kind.REPLY, id=number))
-        self.pipe.send(gate.MESSAGE.pack(b"M", conn, len(header)) + header + wire.encode(body))
+        self.pipe.send(gate_frames.MESSAGE.pack(b"M", conn, len(header)) + header + wire.encode(body))
 
     def publish(self, conns: list[int], body: dict[str, Any]) -> None:
         header = pack_header(Header(kind=Kind.EVENT, topic="t"))
@@ -173,7 +173,7 @@ def test_an_app_with_its_key_is_let_in_under_its_name(apps_gate: GateProcess, pe
     app = connect(peers, apps_gate, keys)
     app.call(7)
     conn, name = apps_gate.admitted()
-    assert (name, conn > gate.APPS_BASE) == ("app:notes", True)
+    assert (name, conn > gate_frames.APPS_BASE) == ("app:notes", True)
     assert apps_gate.message() == (conn, Header(kind=Kind.CALL, id=7, op="sys.ping"))
     apps_gate.answer(conn, 7, {"fine": True})
     assert app.reply() == (Header(kind=Kind.REPLY, id=7), {"fine": True})
@@ -271,7 +271,7 @@ def test_a_revoked_key_ends_its_connections_at_once(apps_gate: GateProcess, peer
     told = app.reply()
     assert told is not None
     assert (told[0].id, told[0].ok, told[1]["code"]) == (0, False, "DENIED")
-    assert gate.CONN.unpack(apps_gate.next(b"G"))[1] == conn
+    assert gate_frames.CONN.unpack(apps_gate.next(b"G"))[1] == conn
     apps_gate.answer(conn, 1, {"late": True})
     app.call(2)
     refused = app.reply()
@@ -322,7 +322,7 @@ def test_a_routing_id_of_another_app_is_another_connection(apps_gate: GateProces
     thief.call(1)
     taken, name = apps_gate.admitted()
     assert (name, taken != conn) == ("app:thief", True)
-    assert gate.CONN.unpack(apps_gate.next(b"G"))[1] == conn
+    assert gate_frames.CONN.unpack(apps_gate.next(b"G"))[1] == conn
     apps_gate.answer(conn, 1, {"secret": True})
     apps_gate.answer(taken, 1, {"own": True})
     assert thief.reply() == (Header(kind=Kind.REPLY, id=1), {"own": True})
@@ -341,7 +341,7 @@ def test_the_limit_on_connections_is_an_apps_own(apps_gate: GateProcess, peers: 
     for _ in range(params.GATE_PEERS_PER_PROCESS + 1):
         connect(peers, apps_gate, keys).call()
         conns.append(apps_gate.admitted()[0])
-    assert gate.CONN.unpack(apps_gate.next(b"G"))[1] == conns[0]
+    assert gate_frames.CONN.unpack(apps_gate.next(b"G"))[1] == conns[0]
     other.call(2)
     while (arrived := apps_gate.message())[1].id != 2:
         pass
@@ -367,7 +367,7 @@ def test_a_subscriber_that_does_not_read_costs_itself_alone(
         got = quick.reply()
         assert got is not None
         assert got[1]["n"] == number
-    lost = sum(gate.LOST.unpack(frame)[2] for frame in [apps_gate.next(b"L") for _ in range(events // 2)])
+    lost = sum(gate_frames.LOST.unpack(frame)[2] for frame in [apps_gate.next(b"L") for _ in range(events // 2)])
     assert lost == events // 2
     assert apps_gate.resident_mb() - before < 24
     quick.call(2)
@@ -390,7 +390,7 @@ def test_who_leaves_answers_unread_loses_the_connection_and_what_was_kept_for_it
     before = apps_gate.resident_mb()
     for number in range(200):
         apps_gate.answer(conn, number, {"data": b"x" * 60_000})
-    assert gate.CONN.unpack(apps_gate.next(b"G"))[1] == conn
+    assert gate_frames.CONN.unpack(apps_gate.next(b"G"))[1] == conn
     assert apps_gate.resident_mb() - before < 16
     read = 0
     while slow.reply(0.5) is not None:
@@ -409,8 +409,8 @@ def test_the_ordinary_gate_offers_a_key_pair(
     try:
         assert made.next(b"U") == b"U"
         keys = made.next(b"P")[1:]
-        assert len(keys) == 2 * gate.KEY
-        assert zmq.curve_public(keys[gate.KEY :]) == keys[: gate.KEY]
+        assert len(keys) == 2 * gate_frames.KEY
+        assert zmq.curve_public(keys[gate_frames.KEY :]) == keys[: gate_frames.KEY]
         assert (directory / "gate").is_socket()
     finally:
         made.close()

@@ -150,7 +150,7 @@ def test_what_is_kept_is_bounded(values: Values, monkeypatch: pytest.MonkeyPatch
         put(values, "x" * 70, owner="c#3")
     for owner in ("a#1", "b#2", "c#3"):
         values.ended(owner)
-    assert values.bytes == 0
+    assert values._bytes == 0
 
 
 def test_a_call_with_values_fits_a_message(values: Values) -> None:

@@ -12,8 +12,8 @@ import typer
 from llmos.ipc import paths
 from llmos.ipc.app_key import KEY_VARIABLE, AppKey
 from llmos.ipc.errors import Code, OpError
-from llmos.userland.cli import question, session, words
-from llmos.userland.cli.output import Column, Format, Output, line_json, note, print_json, record, rows
+from llmos.userland.cli import failure, question, session, words
+from llmos.userland.cli.output import Column, Format, Output, as_json, note, record, rows
 from llmos.userland.sdk import Client
 from llmos.userland.visible import visible
 
@@ -47,14 +47,17 @@ def add(
     allowed = list(dict.fromkeys(allow or []))
     path = (out or key_file(name)).expanduser().absolute()
     with session.connect() as client:
-        known = any(row["name"] == name for row in client.call("apps.list", timeout=5)["apps"])
-        note(f"the app {name}, with the key in {path}, may" + ("" if allowed else " do nothing yet"))
-        for cap in allowed:
-            note(f"  {words.of_capability(cap)}    {visible(cap)}")
+        known = next((row for row in client.call("apps.list", timeout=5)["apps"] if row["name"] == name), None)
+        kept = list(known["caps"]) if known else []
+        new = [cap for cap in allowed if cap not in kept]
+        note(f"the app {name}, with the key in {path}, may" + ("" if kept or new else " do nothing yet"))
+        for cap in [*kept, *new]:
+            note(f"  {words.of_capability(cap)}    {visible(cap)}" + (", as before" if cap in kept else ""))
         if known:
             note("it exists already: its old key will open nothing any more")
         if not question.agreed("Is that right?", yes, f"what the app {name} may do"):
-            raise OpError(Code.CANCELLED, f"no key was made for {name}")
+            note(f"no key was made for {name}")
+            raise typer.Exit(failure.FAILED)
         made = _issue(client, name, allowed, path)
     if output is not Format.TABLE:
         record(made, output)
@@ -77,8 +80,14 @@ def _issue(client: Client, name: str, allowed: list[str], path: Path) -> dict[st
     if not told["server_key"]:
         raise OpError(Code.UNAVAILABLE, "the apps' gate is not up", "try again in a moment, or see `llmosctl ps`")
     key = AppKey(name, told["address"], told["server_key"], public, secret)
+    if path.is_dir():
+        raise OpError(Code.INVALID_ARGUMENT, f"{path} is a directory", "name a file in it with --out")
     fresh = path.with_name(f"{path.name}.new")
-    key.save(fresh)
+    try:
+        key.save(fresh)
+    except OSError as error:
+        detail = f"{path}: the key cannot be written: {error.strerror}"
+        raise OpError(Code.INVALID_ARGUMENT, detail, "choose a place of your own with --out") from None
     try:
         made = client.call("apps.add", name=name, key=public, allow=allowed, timeout=5)
         if (made["address"], made["server_key"]) != (key.address, key.server_key):
@@ -94,7 +103,7 @@ def ls(output: Output = Format.TABLE) -> None:
     """List the apps that have a key."""
     found = session.ask_kernel("apps.list", timeout=5)
     if output is not Format.TABLE:
-        (print_json if output is Format.JSON else line_json)(found)
+        as_json(found, output)
         return
     may = Column("may", lambda row: "; ".join(map(words.of_capability, row["caps"])))
     rows(found["apps"], [Column("name"), Column("connections", right=True), may], output, "no app has a key")
@@ -121,7 +130,9 @@ def rm(name: _Name, output: Output = Format.TABLE) -> None:
     """Shut an app out: its key opens nothing from now on, and its connections and permissions end."""
     record(session.ask_kernel("apps.remove", {"name": name}, timeout=5), output)
     try:
-        key_file(name).unlink(missing_ok=True)
+        key_file(name).unlink()
+    except FileNotFoundError:
+        note(f"there is no {key_file(name)}; a key that was written elsewhere with --out is left, and opens nothing")
     except OSError as error:
         note(f"{key_file(name)} is left, and opens nothing: {error.strerror}")
 

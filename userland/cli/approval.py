@@ -18,7 +18,7 @@ import typer
 from llmos.ipc.errors import Code, OpError
 from llmos.userland import notifier
 from llmos.userland.cli import failure, question, session, why
-from llmos.userland.cli.output import Column, Format, Output, line_json, note, print_json, record, rows
+from llmos.userland.cli.output import Column, Format, Output, as_json, line_json, note, record, rows
 from llmos.userland.visible import exact, visible
 
 app = typer.Typer(
@@ -36,7 +36,6 @@ _ORIGINS = {
 }
 """Where an element of a control argument came from."""
 _MARK = "  │ "
-_MANY = 20  # elements, beyond which the kernel may leave out the rest of a long request
 
 
 class State(StrEnum):
@@ -83,7 +82,7 @@ def show(number: _Id, output: Output = Format.TABLE) -> None:
     """Show one request: its exact arguments, where each came from, why you are asked, and what it would change."""
     found = session.ask_kernel("approval.show", {"id": number}, timeout=5)
     if output is not Format.TABLE:
-        (print_json if output is Format.JSON else line_json)(found)
+        as_json(found, output)
         return
     for line in folded(in_full(found), _columns(sys.stdout)):
         print(line)
@@ -212,8 +211,8 @@ def in_full(shown: Shown, answer: str = "") -> Iterator[str]:
     for given in shown["provenance"]:
         origin = _ORIGINS.get(given["origin"], visible(str(given["origin"]))).format(holder=holder)
         yield f"  {visible(given['path'])}: {exact(given['value'])}: {origin} ({why.in_words(given['label'])})"
-    if len(shown["provenance"]) >= _MANY:
-        yield "  …and maybe more, of which no origin is told"
+    if (untold := shown["provenance_of"] - len(shown["provenance"])) > 0:
+        yield f"  …and {untold} more, of which no origin is told"
     if shown["reasons"]:
         yield "why you are asked:"
     for reason in shown["reasons"]:

@@ -8,10 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
-from llmos.ipc.errors import Code, OpError
-from llmos.userland.cli import failure, session
-from llmos.userland.cli.output import Format, Output, line_json, note, plain, print_json
-from llmos.userland.sdk import Client
+from llmos.userland.cli import session
+from llmos.userland.cli.output import Format, Output, as_json, line_json, note, plain
 
 AGENT = "assistant"
 
@@ -39,33 +37,20 @@ def ask(
     """
     said = ""
     with session.connect() as client:
-        try:
+        with session.model_may_be_meant(client):
             run = client.spawn(AGENT, {"question": " ".join(question)}, wait=True)
             with session.cancelling(client, run):
                 for step in run:
                     said += _tell(step, output)
             result: dict[str, Any] = run.result["result"]
-        except OpError as error:
-            if error.code is Code.UNAVAILABLE and _lacks_model(client):
-                raise failure.ModelUnavailable(error.code, error.detail, error.hint) from None
-            raise
-    if output is Format.JSON:
-        print_json(result)
-    elif output is Format.JSONL:
-        line_json(result)
+    if output is not Format.TABLE:
+        as_json(result, output)
     else:
         print("" if said else result.get("answer") or "No answer.")
         for number, card in enumerate(result.get("cards", ()), 1):
             _show(number, card)
         if timings:
             _show_timings(result.get("timings", {}))
-
-
-def _lacks_model(client: Client) -> bool:
-    try:
-        return client.call("sys.status", timeout=5)["model"]["state"] in ("none", "failed")
-    except OpError:
-        return False
 
 
 def _tell(step: Mapping[str, Any], output: Format) -> str:

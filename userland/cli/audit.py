@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -17,17 +18,11 @@ import typer
 
 from llmos.ipc.errors import Code, OpError
 from llmos.userland.cli import failure, session
-from llmos.userland.cli.output import Column, Format, Output, note, record, rows
+from llmos.userland.cli.output import Column, Format, Output, Record, note, record, rows
 from llmos.userland.sdk import Client
 from llmos.userland.visible import visible
 
 app = typer.Typer(name="audit", help="See what was decided and done.", no_args_is_help=True)
-
-VERIFY_S = 600.0
-"""Seconds the whole chain may take to be recomputed."""
-
-Report = Callable[[int, int], None]
-"""Rows done, rows there are."""
 
 
 class Kind(StrEnum):
@@ -39,6 +34,18 @@ class Kind(StrEnum):
     APPROVAL = "approval"
     EFFECT = "effect"
     LABEL = "label"
+
+
+_CALLS = {
+    Kind.EFFECT.value: re.compile(r"call (?P<call>\d+)(?:, (?P<rest>.*))?", re.DOTALL),
+    Kind.LABEL.value: re.compile(r"(?P<rest>.*), call (?P<call>\d+)", re.DOTALL),
+}
+"""Details that name a call; nowhere else is one looked for, as words of strangers may stand there."""
+VERIFY_S = 600.0
+"""Seconds the whole chain may take to be recomputed."""
+
+Report = Callable[[int, int], None]
+"""Rows done, rows there are."""
 
 
 @app.command(epilog="Example: llmosctl audit ls --kind denial --since '2 hours ago'")
@@ -58,9 +65,18 @@ def ls(
         Column("seq", right=True),
         Column("time", lambda row: datetime.fromtimestamp(row["ts"]).astimezone().strftime("%Y-%m-%d %H:%M:%S")),
         Column("kind"),
-        *map(_column, ("holder", "op", "decision", "label", "detail")),
+        *map(_column, ("holder", "op", "decision", "label")),
+        Column("call", lambda row: _call_and_detail(row)[0], right=True),
+        Column("detail", lambda row: visible(_call_and_detail(row)[1])),
     ]
     rows(found, columns, output, "no such rows")
+
+
+def _call_and_detail(row: Record) -> tuple[str, str]:
+    """The number of the call that a row is about, for `llmosctl why`, and what else its detail says."""
+    pattern = _CALLS.get(str(row["kind"]))
+    found = pattern.fullmatch(row["detail"]) if pattern else None
+    return (found["call"], found["rest"] or "") if found else ("", str(row["detail"]))
 
 
 def _column(name: str) -> Column:

@@ -6,10 +6,12 @@ from typing import Annotated, Any
 
 import typer
 
+from llmos.ipc.connection import Unreachable
 from llmos.ipc.errors import Code, OpError
 from llmos.userland import packages
 from llmos.userland.cli import failure, perm, question, session, words
-from llmos.userland.cli.output import Column, Format, Output, line_json, print_json, record, rows
+from llmos.userland.cli.output import Column, Format, Output, as_json, note, record, rows
+from llmos.userland.sdk import Client
 from llmos.userland.visible import visible
 
 app = typer.Typer(name="driver", help="See, install and remove the drivers.", no_args_is_help=True)
@@ -27,7 +29,7 @@ def show(name: Annotated[str, typer.Argument(help="See `llmosctl driver ls`.")],
     """Show one driver: its state, its ops and their arguments, what it asks for and what it was given."""
     found = session.ask_kernel("driver.show", {"name": name}, timeout=5)
     if output is not Format.TABLE:
-        (print_json if output is Format.JSON else line_json)(found)
+        as_json(found, output)
         return
     record({key: found[key] for key in ("name", "version", "summary", "state", "status")}, output)
     print()
@@ -56,11 +58,15 @@ def install(
     with console.Console(stderr=True).status(f"installing {visible(package)}"):
         made = packages.install(package)
     with session.connect() as client:
-        broken = client.call("driver.scan", timeout=10)["broken"]
-        for name in made.programs:
-            if name in broken:
-                raise OpError(Code.INVALID_ARGUMENT, f"{name} cannot be used: {visible(broken[name])}")
-            perm.offer(client, name, yes)
+        scanned = _scan(client)
+        if scanned is None:
+            note(
+                "llmos is not running: what is new starts with the next `llmosctl up`, and has been granted nothing yet"
+            )
+            for name in made.programs:
+                note(f"once it runs: llmosctl perm grant --requested {visible(name)}")
+        else:
+            _offer(client, made, scanned["broken"], yes)
     record({"package": made.name, "version": made.version, "programs": list(made.programs)}, output)
 
 
@@ -71,12 +77,31 @@ def uninstall(
     output: Output = Format.TABLE,
 ) -> None:
     """Remove the package that a driver or an agent came with. What was granted to it stays until it is revoked."""
-    if not question.agreed(f"remove {visible(name)} and its package?", yes, f"whether to remove {visible(name)}"):
+    gone = packages.find(name)
+    whole = f"{visible(gone.name)} {visible(gone.version)}, which holds {visible(', '.join(gone.programs))}"
+    if not question.agreed(f"Remove {whole}?", yes, f"whether to remove {whole}"):
+        note("nothing was removed")
         raise typer.Exit(failure.FAILED)
-    gone = packages.remove(name)
+    packages.remove(gone)
     with session.connect() as client:
-        client.call("driver.scan", timeout=10)
+        if _scan(client) is None:
+            note("llmos is not running: nothing of it had to be ended")
     record({"package": gone.name, "version": gone.version, "programs": list(gone.programs)}, output)
+
+
+def _offer(client: Client, made: packages.Package, broken: dict[str, str], yes: bool) -> None:
+    for name in made.programs:
+        if name in broken:
+            raise OpError(Code.INVALID_ARGUMENT, f"{name} cannot be used: {visible(broken[name])}")
+        perm.offer(client, name, yes)
+
+
+def _scan(client: Client) -> dict[str, Any] | None:
+    """What the system makes of the packages that are there now; None when it is not running."""
+    try:
+        return client.call("driver.scan", timeout=10)
+    except Unreachable:
+        return None
 
 
 def _args(op: Any) -> str:

@@ -33,6 +33,15 @@ CODES: dict[Code, tuple[str, int]] = {
 }
 
 
+_JARGON = {
+    ": Value error, ": ": ",
+    ": Input should be a valid integer, unable to parse string as an integer": ": it has to be a whole number",
+    ": Input should be a valid number, unable to parse string as a number": ": it has to be a number",
+    ": Input should be ": ": it has to be ",
+}
+"""Of the parser's messages, in the order they are looked for."""
+
+
 class ModelUnavailable(OpError):
     """`UNAVAILABLE`, and what is missing is the model."""
 
@@ -48,6 +57,13 @@ def model_is_meant() -> Iterator[None]:
         if error.code is Code.UNAVAILABLE:
             raise ModelUnavailable(error.code, error.detail, error.hint) from None
         raise
+
+
+def plainly(message: str) -> str:
+    """What the parser says of a wrong option, in words."""
+    for jargon, words in _JARGON.items():
+        message = message.replace(jargon, words)
+    return message
 
 
 def name_and_status(error: OpError) -> tuple[str, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
 
 import typer
@@ -48,6 +49,19 @@ for noun in (model, driver, app_key, perm, approval, audit, event):
     app.add_typer(noun.app)
 
 
+def _unwrap(group: typer.Typer) -> None:
+    """One line for each paragraph of the help texts: a terminal breaks them where it ends, not where the source does."""
+    for command in group.registered_commands:
+        text = inspect.getdoc(command.callback) or ""
+        command.help = "\n\n".join(" ".join(part.split()) for part in text.split("\n\n")) or None
+    for inner in group.registered_groups:
+        if inner.typer_instance is not None:
+            _unwrap(inner.typer_instance)
+
+
+_unwrap(app)
+
+
 def main() -> None:
     """The entry point: runs the command line and ends with its exit status."""
     sys.exit(run())
@@ -61,7 +75,7 @@ def run(argv: list[str] | None = None) -> int:
     except OpError as error:
         return failure.show(error)
     except typer.TyperException as error:
-        failure.print_error("usage", error.format_message(), "add --help to see what is possible")
+        failure.print_error("usage", failure.plainly(error.format_message()), "add --help to see what is possible")
         return error.exit_code
     except typer.Abort:
         return failure.INTERRUPT

@@ -13,7 +13,7 @@ import typer
 
 from llmos.ipc.errors import OpError
 from llmos.userland.cli import failure, progress, session
-from llmos.userland.cli.output import Column, Format, Output, line_json, note, print_json, record, rows
+from llmos.userland.cli.output import Column, Format, Output, as_json, note, record, rows
 
 if TYPE_CHECKING:
     from llmos.userland.models.store import Model
@@ -149,4 +149,4 @@ def _tell_made(model: Model, output: Format) -> None:
             f"use it with: llmosctl model load {model.name}" if model.kind == "generator" else f"{model.name} is ready"
         )
     else:
-        (print_json if output is Format.JSON else line_json)(made)
+        as_json(made, output)

@@ -108,6 +108,11 @@ def print_json(value: object) -> None:
     print(json.dumps(value, ensure_ascii=False, indent=2, default=str))
 
 
+def as_json(found: object, output: Format) -> None:
+    """The whole answer for programs: on one line with `jsonl`, otherwise as a document."""
+    (line_json if output is Format.JSONL else print_json)(found)
+
+
 def line_json(value: object) -> None:
     """One record of a stream; written at once."""
     print(json.dumps(value, ensure_ascii=False, default=str), flush=True)

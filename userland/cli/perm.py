@@ -11,7 +11,7 @@ from llmos.ipc.errors import Code, OpError
 from llmos.ipc.protocol import SYSCALLS
 from llmos.userland import profiles as files
 from llmos.userland.cli import arguments, failure, question, session, words
-from llmos.userland.cli.output import Column, Format, Output, Record, line_json, note, print_json, record, rows
+from llmos.userland.cli.output import Column, Format, Output, Record, as_json, note, record, rows
 from llmos.userland.sdk import Client
 from llmos.userland.visible import visible
 
@@ -33,7 +33,7 @@ def ls(
     """List what was granted, and what programs ask for and do not have."""
     found = session.ask_kernel("perm.list", {"holder": holder}, timeout=5)
     if output is not Format.TABLE:
-        _as_json(found, output)
+        as_json(found, output)
         return
     rows(found["caps"], [Column("id"), Column("holder"), _May, _Cap, Column("origin")], output)
     wanted = open_requests(found["requests"])
@@ -41,6 +41,7 @@ def ls(
         print()
         rows(wanted, [Column("asks", lambda row: row["holder"]), _May, _Cap], output)
         note("\ngrant them with: llmosctl perm grant --requested HOLDER")
+    _tell_of_more(found, "see one program's with `llmosctl perm ls HOLDER`")
 
 
 @app.command(epilog="Example: llmosctl perm show assistant")
@@ -54,7 +55,7 @@ def show(
         hint = "`llmosctl perm ls` and `llmosctl ps` list who there is"
         raise OpError(Code.NOT_FOUND, f"{holder} holds nothing and asks for nothing", hint)
     if output is not Format.TABLE:
-        _as_json(found, output)
+        as_json(found, output)
         return
     print(f"{visible(holder)} may" + ("" if found["caps"] else " do nothing"))
     for row in found["caps"]:
@@ -65,6 +66,12 @@ def show(
         print("it asks to")
     for row in wanted:
         print(f"  {words.of_capability(row['cap'])}\n    {visible(row['cap'])}")
+    _tell_of_more(found, "`llmosctl audit ls --kind grant` lists what was granted")
+
+
+def _tell_of_more(found: Record, hint: str) -> None:
+    if found.get("more", 0):
+        note(f"{found['more']} more are not shown: {hint}")
 
 
 @app.command(epilog="Example: llmosctl perm grant filesystem 'fs.read(path=~/Documents)'")
@@ -150,7 +157,7 @@ def check(
         args = {**arguments.from_json(json_args), **_typed(client, op, values or [])}
         found = client.call("perm.check", {"holder": holder, "op": op, "args": args}, timeout=5)
     if output is not Format.TABLE:
-        _as_json(found, output)
+        as_json(found, output)
     else:
         print({"allow": "yes", "ask": "yes, once you approve", "deny": "no"}.get(found["verdict"], found["verdict"]))
         for reason in found["reasons"] or ():
@@ -173,7 +180,7 @@ def why(number: _Id, output: Output = Format.TABLE) -> None:
     """Show where a permission comes from, back to your own, and what is left of its quotas."""
     found = session.ask_kernel("perm.why", {"id": number}, timeout=5)
     if output is not Format.TABLE:
-        _as_json(found, output)
+        as_json(found, output)
         return
     _show_chain(found["chain"])
     if found["left"]:
@@ -200,7 +207,7 @@ def profiles(
     if name:
         found = files.get(name)
         if output is not Format.TABLE:
-            _as_json({"name": found.name, "summary": found.summary, "allow": found.allow}, output)
+            as_json({"name": found.name, "summary": found.summary, "allow": found.allow}, output)
             return
         print(found.summary)
         rows([{"cap": cap} for cap in found.allow], [_May, _Cap], output)
@@ -216,7 +223,3 @@ def profiles(
         for one in files.every()
     ]
     rows(listed, [Column("name"), Column("whose"), Column("allows", right=True), Column("summary")], output)
-
-
-def _as_json(found: Record, output: Format) -> None:
-    (print_json if output is Format.JSON else line_json)(found)

@@ -10,7 +10,7 @@ import typer
 from llmos.ipc.connection import Unreachable
 from llmos.userland import profiles
 from llmos.userland.cli import arguments, failure, perm, question, session, system, words
-from llmos.userland.cli.output import Column, Format, Output, line_json, note, print_json, record, rows
+from llmos.userland.cli.output import Column, Format, Output, as_json, line_json, note, record, rows
 from llmos.userland.sdk import Client
 from llmos.userland.visible import visible
 
@@ -74,19 +74,25 @@ def spawn(
             raise typer.Exit(failure.FAILED)
         if not wait:
             pid = client.spawn(program, args, allow=born_with, strict=strict)
+            badge = f"{program}#{pid}"
             if output is Format.TABLE:
                 print(pid)
+                note(
+                    f"it is {badge}: see `llmosctl logs {program}`, `llmosctl perm show {badge}`, `llmosctl why {badge}`"
+                )
             else:
-                record({"pid": pid}, output)
+                record({"pid": pid, "badge": badge}, output)
             return
-        with session.cancelling(client, client.spawn(program, args, allow=born_with, wait=True, strict=strict)) as run:
-            for data in run:
-                if output is Format.JSONL:
-                    line_json(data)
-                else:
-                    note(visible(" ".join(f"{key}={value}" for key, value in data.items())))
-        result: dict[str, Any] = run.result["result"]
-    (line_json if output is Format.JSONL else print_json)(result)
+        with session.model_may_be_meant(client):
+            started = client.spawn(program, args, allow=born_with, wait=True, strict=strict)
+            with session.cancelling(client, started) as run:
+                for data in run:
+                    if output is Format.JSONL:
+                        line_json(data)
+                    else:
+                        note(visible(" ".join(f"{key}={value}" for key, value in data.items())))
+            result: dict[str, Any] = run.result["result"]
+    as_json(result, output)
 
 
 def _may_have_what_it_asks(client: Client, program: str, yes: bool) -> bool:

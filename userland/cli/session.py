@@ -6,7 +6,8 @@ import contextlib
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from llmos.ipc.errors import OpError
+from llmos.ipc.errors import Code, OpError
+from llmos.userland.cli import failure
 from llmos.userland.sdk import Client
 
 if TYPE_CHECKING:
@@ -24,6 +25,24 @@ def ask_kernel(op: str, args: dict[str, Any] | None = None, *, timeout: float | 
     """One call on a connection of its own. Ctrl-C cancels it."""
     with connect() as client, cancelling(client, client.stream(op, args or {}, timeout=timeout)) as stream:
         return stream.finish()
+
+
+@contextlib.contextmanager
+def model_may_be_meant(client: Client) -> Iterator[None]:
+    """Around an agent's run: its `UNAVAILABLE` becomes `ModelUnavailable` where there is no model."""
+    try:
+        yield
+    except OpError as error:
+        if error.code is Code.UNAVAILABLE and _lacks_model(client):
+            raise failure.ModelUnavailable(error.code, error.detail, error.hint) from None
+        raise
+
+
+def _lacks_model(client: Client) -> bool:
+    try:
+        return client.call("sys.status", timeout=5)["model"]["state"] in ("none", "failed")
+    except OpError:
+        return False
 
 
 @contextlib.contextmanager

@@ -19,8 +19,7 @@ from llmos.ipc.connection import Unreachable
 from llmos.ipc.errors import Code, OpError
 from llmos.userland import notifier
 from llmos.userland.cli import session
-from llmos.userland.cli.output import Column, Format, Output, note, print_json, record, rows
-from llmos.userland.cli.output import line_json as print_line
+from llmos.userland.cli.output import Column, Format, Output, as_json, note, record, rows
 
 BOOT_S = 60.0
 """Seconds a boot may take until it says whether it worked."""
@@ -182,7 +181,7 @@ def status(output: Output = Format.TABLE) -> None:
             **found,
             "drivers": [{key: row.get(key, "") for key in ("name", "state", "status")} for row in drivers],
         }
-        (print_json if output is Format.JSON else print_line)(whole)
+        as_json(whole, output)
         return
     model = found["model"]
     said = f"{model['name']} ({model['state']})" if model.get("name") else "none: get one with `llmosctl model pull`"

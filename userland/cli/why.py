@@ -8,8 +8,9 @@ from typing import Annotated, Any
 
 import typer
 
+from llmos.ipc.errors import Code, OpError
 from llmos.userland.cli import session
-from llmos.userland.cli.output import Format, Output, line_json, print_json
+from llmos.userland.cli.output import Format, Output, as_json
 from llmos.userland.visible import visible
 
 Row = Mapping[str, Any]
@@ -27,9 +28,16 @@ def why(
     output: Output = Format.TABLE,
 ) -> None:
     """Show how something came to be untrusted or secret: what it has read, and from whom that came, nearest first."""
-    found = session.ask_kernel("label.why", {"id": what}, timeout=5)
+    try:
+        found = session.ask_kernel("label.why", {"id": what}, timeout=5)
+    except OpError as error:
+        if error.code is not Code.NOT_FOUND or not what.isdecimal():
+            raise
+        detail = f"nothing is kept about call {what}: it changed and sent nothing, or it is too long ago"
+        hint = "what only reads has nothing to explain; `llmosctl why HOLDER`, as in assistant#7, says what somebody has read"
+        raise OpError(error.code, detail, hint) from None
     if output is not Format.TABLE:
-        (print_json if output is Format.JSON else line_json)(found)
+        as_json(found, output)
         return
     print(f"{visible(str(found['id']))}  {in_words(found['label'])}")
     if not found["chain"]:

@@ -12,7 +12,7 @@ from llmos.userland.visible import cut, exact, visible
 MAX_ARGUMENTS = 200
 """Characters of the control arguments."""
 MAX_ELEMENTS = 20
-"""Elements of control arguments of which the kernel may have left out the rest."""
+"""Elements from which on the rest may have been left out, of a request that does not say how many there are."""
 MAX_NAME = 60
 
 ONCE, NO, SHOW = "once", "no", "default"
@@ -32,7 +32,7 @@ class Text:
 def of_request(shown: Mapping[str, Any]) -> Text:
     """From `approval.show`. What did not fit cannot be approved by a click: then there is only `Show`."""
     said = ", ".join(f"{visible(str(given['path']))} = {exact(given['value'])}" for given in shown["provenance"])
-    whole = len(said) <= MAX_ARGUMENTS and len(shown["provenance"]) < MAX_ELEMENTS and (bool(said) or not shown["args"])
+    whole = len(said) <= MAX_ARGUMENTS and _all_told(shown) and (bool(said) or not shown["args"])
     tops = {str(given["path"]).partition("[")[0].partition(".")[0].partition(":")[0] for given in shown["provenance"]}
     rest = len(set(shown["args"]) - tops)
     more = f"{rest} more argument{'s' if rest > 1 else ''}: see Show" if rest else ""
@@ -46,6 +46,11 @@ def of_command(shown: Mapping[str, Any]) -> Text:
     """Where no terminal could be opened: what to type."""
     command = f"llmosctl approve {_name(shown['id'])}"
     return Text(html.escape(f"{_name(shown['holder'])} asks: {_name(shown['op'])}"), html.escape(command), ())
+
+
+def _all_told(shown: Mapping[str, Any]) -> bool:
+    told = len(shown["provenance"])
+    return told >= shown["provenance_of"] if "provenance_of" in shown else told < MAX_ELEMENTS
 
 
 def _name(value: object) -> str:

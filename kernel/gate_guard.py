@@ -1,0 +1,84 @@
+"""What keeps a gate alive: libzmq aborts its process when memory or descriptors run out, and bounds neither by itself."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import resource
+import socket
+import stat
+from collections.abc import Collection
+from contextlib import suppress
+from typing import Protocol
+
+from llmos.kernel import params
+
+
+class Connection(Protocol):
+    """One that has sent a message: libzmq's descriptor for it, and when its last message came (monotonic)."""
+
+    fd: int
+    refilled: float
+
+
+class _Heap(ctypes.Structure):
+    """glibc's `struct mallinfo2`."""
+
+    _fields_ = [
+        (name, ctypes.c_size_t)
+        for name in "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost".split()
+    ]
+
+
+_LIBC = ctypes.CDLL(None)
+_LIBC.mallinfo2.restype = _Heap
+
+
+def _heap_bytes() -> int:
+    """What malloc has given out and not taken back, libzmq's queues included. Source: mallinfo2(3)."""
+    told = _LIBC.mallinfo2()
+    return int(told.uordblks + told.hblkhd)
+
+
+class Guard:
+    """Looks at the process's own heap and descriptors, and ends connections.
+
+    Args:
+        pipe: the descriptor that leads to the kernel, which is never touched.
+    """
+
+    def __init__(self, pipe: int) -> None:
+        self._pipe = pipe
+        self._highest = 0
+        """Descriptor that was free when most were in use."""
+
+    def watch(self, since: float, peers: Collection[Connection]) -> None:
+        """End connections that take what all need:
+
+        - the frames of one message: when much memory is in use, connections that are sending and have finished no message `since` go;
+        - connections that say nothing: when many descriptors are in use, those without a message go.
+        """
+        lowest = os.dup(self._pipe)
+        os.close(lowest)
+        limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        crowded = lowest - len(peers) > limit // 4
+        full = _heap_bytes() > params.GATE_HEAP + len(peers) * params.GATE_PER_PEER
+        if not crowded and not full:
+            return
+        known = {peer.fd: peer for peer in peers}
+        self._highest = max(self._highest, lowest)  # numbers are given lowest first
+        for fd in range(3, min(limit, self._highest + 256)):
+            peer = known.get(fd)
+            if fd == self._pipe or (peer is not None and (not full or peer.refilled >= since)):
+                continue
+            with suppress(OSError):
+                if stat.S_ISSOCK(os.fstat(fd).st_mode):
+                    _cut_if(fd, crowded and peer is None)
+
+
+def _cut_if(fd: int, anyway: bool) -> None:
+    """End a connection, if it has something to read or `anyway`; never the listener. Raises `OSError`."""
+    with socket.socket(fileno=os.dup(fd)) as one:
+        listens = one.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+        if not listens and (anyway or one.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)):
+            one.shutdown(socket.SHUT_RDWR)
