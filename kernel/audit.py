@@ -5,7 +5,7 @@ predecessor is a number drawn when the file is made. The number and hash of the 
 So a row that was changed, removed or moved, and an end that was cut off, are found and named. What this cannot show: a forgery by
 somebody who rewrites every row that follows *and* the journal, which takes the user's own account with the kernel stopped (no jail
 shows either file; while the kernel runs, SQLite's exclusive lock keeps everybody else out). Against that there is only a head that
-was noted elsewhere: `export` ends with it.
+was noted elsewhere: an export ends with it.
 
 No payload is kept: of arguments there are the size and a hash keyed with the file's own secret, so that guessing what they were takes
 that too.
@@ -256,12 +256,6 @@ class Audit:
         """Those that follow row `after`, oldest first."""
         found = self._db.execute(f"select {_COLUMNS} from log where seq > ? order by seq limit ?", (after, limit))  # noqa: S608
         return [Row(*row) for row in found]
-
-    def export(self) -> Iterator[str]:
-        """Every row as a line of JSON, oldest first; at the end the head, which can be noted elsewhere."""
-        for row in self._all():
-            yield msgspec.json.encode(row.to_json()).decode() + "\n"
-        yield msgspec.json.encode({"head": self.head.seq, "hash": self.head.hash.hex()}).decode() + "\n"
 
     def verify(self) -> Fault | None:
         """The first row that was changed, removed or moved, if any."""

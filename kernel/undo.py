@@ -18,7 +18,7 @@ from llmos.ipc.errors import Code, OpError
 from llmos.kernel.approvals import Store
 
 KEEP_S = 30 * 86400.0
-"""Seconds an effect can be undone, unless its driver says less."""
+"""Seconds an effect can be undone."""
 MAX_KEPT = 1000
 """Effects that are remembered; the oldest are forgotten first."""
 MAX_TOKEN = 1024
@@ -52,13 +52,13 @@ class Undo:
         now = self._clock()
         return iter([one for one in reversed(self._effects.values()) if not one.done and one.expires > now])
 
-    def remember(self, holder: str, op: str, token: object, keep_s: float = KEEP_S) -> Undoable:
+    def remember(self, holder: str, op: str, token: object) -> Undoable:
         """Raises `OpError(INVALID_ARGUMENT)` for a token that is none."""
         if not isinstance(token, str) or not 0 < len(token) <= MAX_TOKEN:
             raise OpError(Code.INVALID_ARGUMENT, f"{op}: undo must be a text of at most {MAX_TOKEN} characters")
         now = self._clock()
         effect = Undoable(
-            id=f"u{secrets.token_hex(4)}", holder=holder, op=op, token=token, at=now, expires=now + min(keep_s, KEEP_S)
+            id=f"u{secrets.token_hex(4)}", holder=holder, op=op, token=token, at=now, expires=now + KEEP_S
         )
         self._keep(effect)
         while len(self._effects) > MAX_KEPT:
