@@ -272,7 +272,9 @@ class Labels:
         """The same for a call of a sink. Raises `OpError(NOT_FOUND)`."""
         if call not in self._marks:
             raise OpError(
-                Code.NOT_FOUND, f"nothing is kept about call {call}", "only calls with effects are, for a while"
+                Code.NOT_FOUND,
+                f"nothing is kept about call {call}",
+                "reads are not kept, and other calls for a while only",
             )
         return self.chain(self._marks[call])
 

@@ -182,6 +182,7 @@ def _tell(fd: int, message: dict[str, Any]) -> None:
 
 
 def _fail(fd: int, error: OpError) -> NoReturn:
-    structlog.get_logger().error("boot.failed", err=error.code.value, detail=error.detail, hint=error.hint)
+    if fd < 0:  # whoever gave the descriptor tells the person
+        structlog.get_logger().error("boot.failed", err=error.code.value, detail=error.detail, hint=error.hint)
     _tell(fd, {"error": error.to_wire()})
     raise SystemExit(EXIT.get(error.code, 1))

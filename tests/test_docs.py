@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 import tomllib
 from pathlib import Path
@@ -29,9 +30,21 @@ def test_every_kind_of_message_is_on_the_protocol_page() -> None:
 
 def test_every_error_says_whose_fault_it_is() -> None:
     """Each code stands in one of the four families."""
-    source = text("ipc/errors.py")
-    for code in Code:
-        assert f'{code.name} = "{code.value}"' in source
+    families: dict[str, set[str]] = {}
+    family = ""
+    for line in inspect.getsource(Code).splitlines():
+        if found := re.match(r"    # (\w+): ", line):
+            family = found[1]
+        elif found := re.match(r"    ([A-Z_]+) = ", line):
+            families.setdefault(family, set()).add(found[1])
+    assert set(families) == {"caller", "authority", "resource", "kernel"}
+    assert set.union(*families.values()) == {code.name for code in Code}
+
+
+def test_the_topics_of_the_protocol_are_those_the_kernel_publishes() -> None:
+    """Every one that is listed is published somewhere, and none besides."""
+    source = "".join(path.read_text() for path in (ROOT / "kernel").rglob("*.py"))
+    assert set(re.findall(r'publish\(\s*"([^"]+)"', source)) == set(protocol.TOPICS)
 
 
 @pytest.mark.parametrize("driver", DRIVERS, ids=lambda path: path.name)

@@ -156,6 +156,8 @@ def test_calls_that_cannot(there: Run) -> None:
         (("call", "filesystem.search", "query=" + "x" * 100_000), 1, "the limit is 65536"),
         (("call", "llm.generate", "prompt=hi"), 7, "llmosctl model pull"),
         (("spawn", "nobody"), 3, "no agent is called 'nobody'"),
+        (("spawn", "assistant", "question=hi", "--wait", "--yes"), 7, "llmosctl model pull"),
+        (("event", "tail", "bad topic!"), 2, "is no topic"),
         (("driver", "show", "nobody"), 3, "installed: "),
         (("kill", "999"), 3, "no process 999"),
         (("logs", "nobody"), 3, "known: kernel"),

@@ -242,6 +242,14 @@ def test_watch_tells_each_once(waiting: Any, capsys: Capture, monkeypatch: pytes
     assert told == [("approval.requested", "a1"), ("approval.requested", "a2"), ("approval.settled", "a1")]
 
 
+def test_what_is_left_out_is_counted() -> None:
+    """A long request says how many elements it tells no origin of; one that is whole says nothing of it."""
+    row = _approval()["provenance"][0]
+    told = "\n".join(approval.in_full(_approval(provenance=[row] * 20, provenance_of=20)))
+    assert "of which no origin is told" not in told
+    assert "…and 7 more, of which no origin" in "\n".join(approval.in_full(_approval(provenance_of=8)))
+
+
 # -- why, audit, undo --------------------------------------------------------------------------------------------------
 
 
@@ -304,6 +312,41 @@ def test_audit_ls(kernel: Any, capsys: Capture) -> None:
     assert 2 * 3600 - 60 < time.time() - args["since"] < 4 * 3600
     assert main.run(["audit", "ls", "--since", "when pigs fly"]) == 2
     assert main.run(["audit", "ls", "--kind", "nonsense"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("kind", "detail", "call", "rest"),
+    [
+        ("effect", "call 15, a1b2", "15", "a1b2"),
+        ("effect", "call 15", "15", ""),
+        ("label", "from mail, call 12", "12", "from mail"),
+        ("label", "from mail", "", "from mail"),
+        ("denial", "call 15, it says", "", "call 15, it says"),
+    ],
+)
+def test_audit_names_the_call(kind: str, detail: str, call: str, rest: str, kernel: Any, capsys: Capture) -> None:
+    """Its number, which `why` takes, has a column of its own; words of strangers give none."""
+    kernel.answers["audit.list"] = lambda _: {"rows": [{**ROW, "kind": kind, "detail": detail}]}
+    assert main.run(["audit", "ls"]) == 0
+    titles, row = capsys.readouterr().out.splitlines()
+    at = titles.index("DETAIL")
+    assert row[titles.index("LABEL") + len("trusted") : at].strip() == call
+    assert row[at:] == rest
+
+
+def test_why_of_a_call_that_nothing_is_kept_about(kernel: Any, capsys: Capture) -> None:
+    """It is said in plain words why not, and what to ask instead; another that is not found keeps the kernel's words."""
+
+    def missing(_: dict[str, Any]) -> dict[str, Any]:
+        raise OpError(Code.NOT_FOUND, "the kernel's words")
+
+    kernel.answers["label.why"] = missing
+    assert main.run(["why", "15"]) == 3
+    err = capsys.readouterr().err
+    assert "it changed and sent nothing, or it is too long ago" in err
+    assert "llmosctl why HOLDER" in err
+    assert main.run(["why", "a#7"]) == 3
+    assert "the kernel's words" in capsys.readouterr().err
 
 
 def test_audit_verify(kernel: Any, capsys: Capture) -> None:
@@ -426,6 +469,64 @@ def test_perm_why_and_show(kernel: Any, capsys: Capture) -> None:
     assert main.run(["perm", "show", "nobody"]) == 3
 
 
+@pytest.mark.parametrize(("more", "said"), [(0, False), (7, True)])
+def test_a_list_that_was_cut_says_so(more: int, said: bool, kernel: Any, capsys: Capture) -> None:
+    """Permissions that did not fit into the answer are counted."""
+    cap = {"id": "c9", "parent": "c1", "holder": "a#7", "cap": "llm.embed", "origin": "boot", "reason": ""}
+    kernel.answers["perm.list"] = lambda _: {"caps": [cap], "requests": [], "more": more}
+    for argv in (["perm", "ls"], ["perm", "show", "a#7"]):
+        assert main.run(argv) == 0
+        assert ("7 more are not shown" in capsys.readouterr().err) == said
+
+
+@pytest.fixture
+def apps(kernel: Any) -> Any:
+    """The double with one app, `notes`, that may embed."""
+    listed = {"name": "notes", "created": 1e9, "connections": 0, "caps": ["llm.embed"]}
+    gate = {"address": "ipc:///run/apps", "server_key": "s" * 40}
+    kernel.answers["apps.list"] = lambda _: {"apps": [listed], **gate}
+    kernel.answers["apps.add"] = lambda args: {"name": args["name"], "caps": args["allow"], **gate}
+    kernel.answers["apps.remove"] = lambda _: {"revoked": 1}
+    return kernel
+
+
+def test_app_add_shows_what_it_will_be_able_to_do(apps: Any, says: Callable[[str], None], capsys: Capture) -> None:
+    """What an app was granted before stays with it under its new key, and is shown with what is new; no is status 1."""
+    assert main.run(["app", "add", "notes", "--yes"]) == 0
+    err = capsys.readouterr().err
+    assert "nothing yet" not in err
+    assert "compare texts by meaning    llm.embed, as before" in err
+    assert main.run(["app", "add", "notes", "--allow", "mail.read", "--allow", "llm.embed", "--yes"]) == 0
+    err = capsys.readouterr().err
+    assert "look things up with mail    mail.read\n" in err
+    assert err.count("compare texts by meaning") == 1
+    assert main.run(["app", "add", "fresh", "--yes"]) == 0
+    assert "nothing yet" in capsys.readouterr().err
+    before = len(_asked(apps, "apps.add"))
+    says("n\n")
+    assert main.run(["app", "add", "notes"]) == 1
+    assert "no key was made for notes" in capsys.readouterr().err
+    assert len(_asked(apps, "apps.add")) == before
+
+
+def test_app_key_files(apps: Any, tmp_path: Path, capsys: Capture) -> None:
+    """A place that cannot be written is told before the app is changed; a key that lies elsewhere is not passed over."""
+    for place in ("/proc/k.toml", str(tmp_path)):
+        assert main.run(["app", "add", "notes", "--yes", "--out", place]) == 2
+        err = capsys.readouterr().err
+        assert place in err
+        assert "hint: " in err
+    assert _asked(apps, "apps.add") == []
+    assert main.run(["app", "add", "notes", "--yes", "--out", str(tmp_path / "k.toml")]) == 0
+    capsys.readouterr()
+    assert main.run(["app", "rm", "notes"]) == 0
+    assert "--out is left, and opens nothing" in capsys.readouterr().err
+    assert main.run(["app", "add", "notes", "--yes"]) == 0
+    capsys.readouterr()
+    assert main.run(["app", "rm", "notes"]) == 0
+    assert "--out" not in capsys.readouterr().err
+
+
 def test_perm_grant_profile_and_reason(kernel: Any, capsys: Capture) -> None:
     """All of a profile, each shown; the reason travels along. One way of saying what at a time."""
     kernel.answers["perm.grant"] = lambda args: {"id": "c9", "cap": args["cap"]}
@@ -451,6 +552,16 @@ def test_what_an_agent_emits_is_visible(spawning: Any, capsys: Capture) -> None:
     spawning.answers["proc.spawn"] = lambda _: {"pid": 5, "result": {}}
     assert main.run(["spawn", "my_week", "-y", "--wait"]) == 0
     assert "stage=x\\x1b[2J" in capsys.readouterr().err
+
+
+def test_spawn_says_who_it_is(spawning: Any, capsys: Capture) -> None:
+    """Scripts get the pid alone on stdout; people, and JSON, the badge that the other commands take as well."""
+    assert main.run(["spawn", "my_week", "-y"]) == 0
+    out, err = capsys.readouterr()
+    assert out == "5\n"
+    assert "my_week#5" in err
+    assert main.run(["spawn", "my_week", "-y", "-o", "json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"pid": 5, "badge": "my_week#5"}
 
 
 READER = list(profiles.get("reader").allow)
@@ -566,10 +677,11 @@ def test_words(cap: str, said: str) -> None:
 
 
 def test_every_right_of_the_kernel_has_its_words() -> None:
-    """No syscall's right is told as a formula, and no shipped manifest's request either."""
-    for call in protocol.SYSCALLS.values():
-        if call.RIGHT is not None:
-            assert call.RIGHT in words._SAID, call.RIGHT
+    """No syscall's right is told as a formula, none that the kernel looks for besides, and no shipped manifest's request either."""
+    wanted = {call.RIGHT for call in protocol.SYSCALLS.values() if call.RIGHT is not None}
+    wanted |= {"label.trust", "app.call", "fs.read", "fs.write", "*.*"}
+    assert wanted == set(words._SAID)
+    assert len(set(words._SAID.values())) == len(words._SAID)
     asked = Permissions(read=["~/a"], write=["~/b"], calls=["llm.embed"]).capabilities()
     assert [words.of_capability(text) for text in asked] == [
         "see the files in ~/a",

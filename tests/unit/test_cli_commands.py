@@ -7,10 +7,14 @@ import json
 import signal
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from llmos.ipc import paths, wire
+from llmos.ipc.protocol import GREETING, Header, Kind, pack_header
+from llmos.userland import packages
 from llmos.userland.cli import main
 from llmos.userland.models import description
 from llmos.userland.sdk import Code, OpError
@@ -139,7 +143,90 @@ def test_ask_unavailable(state: str, status: int, kernel: Any, capsys: pytest.Ca
     """That something is unavailable means the model only where there is none."""
     kernel.answers["proc.spawn"] = _failing(Code.UNAVAILABLE)
     kernel.answers["sys.status"] = lambda _: {"model": {"state": state}}
+    kernel.answers["perm.list"] = lambda _: {"caps": [], "requests": []}
     assert main.run(["ask", "what?"]) == status
+    assert main.run(["spawn", "assistant", "--wait"]) == status
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["event", "tail", "bad topic!"], '"bad topic!" is no topic'),
+        (["event", "tail", ""], "is no topic"),
+        (["audit", "ls", "--kind", "x"], "'x' is not one of 'boot'"),
+        (["audit", "ls", "--last", "x"], "it has to be a whole number"),
+        (["audit", "ls", "--last", "0"], "it has to be greater than or equal to 1"),
+    ],
+)
+def test_wrong_arguments_in_words(argv: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """What was wrong is told without patterns and without the parser's own terms, with a hint, before a system is looked for."""
+    assert main.run(argv) == 2
+    err = capsys.readouterr().err
+    assert said in err
+    assert "hint: " in err
+    assert not any(jargon in err for jargon in ("Value error", "Input should", "regex", "^"))
+
+
+def test_events_show_label_and_loss(kernel: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    """What a stranger may have written is marked and written out; what was lost is counted. JSON has all of it."""
+
+    def subscribed(_: dict[str, Any]) -> dict[str, Any]:
+        for seq, label in ((1, []), (5, ["u", "mail"])):
+            header = Header(kind=Kind.EVENT, topic="mail.new", sender="mail", seq=seq, ts=1e9, label=label)
+            kernel._out.put([kernel._peer, GREETING, pack_header(header), wire.encode({"text": "a\u202eb"})])
+        return {"subscription": 1}
+
+    kernel.answers["bus.subscribe"] = subscribed
+    kernel.answers["bus.unsubscribe"] = lambda _: {}
+    assert main.run(["event", "tail", "mail.*", "-n", "2"]) == 0
+    out, err = capsys.readouterr()
+    trusted, untrusted = out.splitlines()
+    assert "untrusted" not in trusted
+    assert "mail  [untrusted {mail}]  " in untrusted
+    assert "\u202e" not in out
+    assert "3 of mail.new before this were lost" in err
+    assert main.run(["event", "tail", "mail.*", "-n", "2", "-o", "jsonl"]) == 0
+    last = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert (last["label"], last["lost"], last["data"]) == (["u", "mail"], 3, {"text": "a\u202eb"})
+
+
+@pytest.fixture
+def weather(llmos_home: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The directory of an installed package with one driver, `weather`; nobody is at the terminal."""
+    monkeypatch.setattr(sys, "stdin", io.StringIO())
+    place = paths.packages_dir() / "llmos-weather"
+    about = place / "llmos_weather-2.dist-info"
+    about.mkdir(parents=True)
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: llmos-weather\nVersion: 2\n")
+    (about / "entry_points.txt").write_text("[llmos.drivers]\nweather = weather_package\n")
+    return place
+
+
+def test_uninstall_looks_asks_and_removes(weather: Path, kernel: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    """What is not there is not found, whoever is there to ask; what is there is named before it is removed."""
+    kernel.answers["driver.scan"] = lambda _: {"added": [], "changed": [], "removed": ["weather"], "broken": {}}
+    assert main.run(["driver", "uninstall", "nothing"]) == 3
+    assert main.run(["driver", "uninstall", "weather"]) == 5
+    assert "llmos-weather 2, which holds weather" in capsys.readouterr().err
+    assert weather.exists()
+    assert main.run(["driver", "uninstall", "weather", "-y"]) == 0
+    assert not weather.exists()
+    assert [op for op, _ in kernel.log].count("driver.scan") == 1
+
+
+def test_packages_while_the_system_is_down(
+    weather: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """They come and go all the same, and it is said what that means."""
+    monkeypatch.delenv("LLMOS_BUS", raising=False)
+    monkeypatch.setattr(packages, "install", lambda _: packages.find("weather"))
+    assert main.run(["driver", "install", "llmos-weather", "-y"]) == 0
+    err = capsys.readouterr().err
+    assert "starts with the next `llmosctl up`" in err
+    assert "llmosctl perm grant --requested weather" in err
+    assert main.run(["driver", "uninstall", "weather", "-y"]) == 0
+    assert "llmos is not running" in capsys.readouterr().err
+    assert not weather.exists()
 
 
 REQUESTS = [

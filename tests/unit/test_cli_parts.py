@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
+import typer
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -148,3 +150,20 @@ def test_usage_error(argv: list[str], capsys: pytest.CaptureFixture[str]) -> Non
     err = capsys.readouterr().err
     assert err.startswith("error[usage]: ")
     assert "\nhint: " in err
+
+
+def test_help_texts_are_not_broken_in_mid_sentence() -> None:
+    """Each paragraph reaches the terminal as one line, which breaks where the terminal ends."""
+
+    def commands(group: typer.Typer) -> Iterator[str]:
+        for command in group.registered_commands:
+            assert command.help, command.callback
+            yield command.help
+        for inner in group.registered_groups:
+            assert inner.typer_instance is not None
+            yield from commands(inner.typer_instance)
+
+    found = list(commands(main.app))
+    assert len(found) > 30
+    assert any("\n\n" in text for text in found)
+    assert not [text for text in found if "\n" in text.replace("\n\n", "")]

@@ -47,6 +47,7 @@ def _request(number: str = "a1", **changed: Any) -> dict[str, Any]:
         "state": "pending",
         "args": {"to": ["bob@example.com"], "text": "a secret <b>letter</b>"},
         "provenance": [{"path": "to[0]", "value": "bob@example.com", "origin": "own", "label": "trusted"}],
+        "provenance_of": 1,
         **changed,
     }
 
@@ -238,10 +239,14 @@ def test_what_does_not_fit_cannot_be_clicked() -> None:
     assert [key for key, _ in of_request(long).buttons] == ["no", "default"]
     shown = html.unescape(of_request(long).body).splitlines()[0]
     assert (len(shown), shown[-1]) == (MAX_ARGUMENTS, "…")
-    many = _request(provenance=[{"path": "n", "value": 1, "origin": "own", "label": "trusted"}] * 20)
+    many = _request(provenance=[{"path": "n", "value": 1, "origin": "own", "label": "trusted"}] * 20, provenance_of=21)
     assert [key for key, _ in of_request(many).buttons] == ["no", "default"]
-    assert [key for key, _ in of_request(_request(provenance=[])).buttons] == ["no", "default"]
-    assert [key for key, _ in of_request(_request(provenance=[], args={})).buttons] == ["once", "no", "default"]
+    assert [key for key, _ in of_request(_request(provenance=[], provenance_of=0)).buttons] == ["no", "default"]
+    assert [key for key, _ in of_request(_request(provenance=[], provenance_of=0, args={})).buttons] == [
+        "once",
+        "no",
+        "default",
+    ]
 
 
 @given(st.text(), st.text(max_size=300))

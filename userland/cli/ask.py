@@ -36,13 +36,12 @@ def ask(
     It answers with one sentence and the cards it is drawn from: title, address, when, source. Check the cards.
     """
     said = ""
-    with session.connect() as client:
-        with session.model_may_be_meant(client):
-            run = client.spawn(AGENT, {"question": " ".join(question)}, wait=True)
-            with session.cancelling(client, run):
-                for step in run:
-                    said += _tell(step, output)
-            result: dict[str, Any] = run.result["result"]
+    with session.connect() as client, session.model_may_be_meant(client):
+        run = client.spawn(AGENT, {"question": " ".join(question)}, wait=True)
+        with session.cancelling(client, run):
+            for step in run:
+                said += _tell(step, output)
+        result: dict[str, Any] = run.result["result"]
     if output is not Format.TABLE:
         as_json(result, output)
     else:

@@ -11,8 +11,6 @@ from llmos.userland.visible import cut, exact, visible
 
 MAX_ARGUMENTS = 200
 """Characters of the control arguments."""
-MAX_ELEMENTS = 20
-"""Elements from which on the rest may have been left out, of a request that does not say how many there are."""
 MAX_NAME = 60
 
 ONCE, NO, SHOW = "once", "no", "default"
@@ -49,8 +47,7 @@ def of_command(shown: Mapping[str, Any]) -> Text:
 
 
 def _all_told(shown: Mapping[str, Any]) -> bool:
-    told = len(shown["provenance"])
-    return told >= shown["provenance_of"] if "provenance_of" in shown else told < MAX_ELEMENTS
+    return len(shown["provenance"]) >= int(shown["provenance_of"])
 
 
 def _name(value: object) -> str:
