@@ -53,6 +53,14 @@ _LOSSES: dict[int, Loss] = {
 }
 
 
+_ENDS = int(
+    zmq.EVENT_DISCONNECTED
+    | zmq.EVENT_CLOSED  # an attempt that came to nothing: the gate died after it was looked for
+    | zmq.EVENT_HANDSHAKE_FAILED_AUTH
+    | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
+)
+
+
 class Dealer:
     """Thread-safe. State that `ready` conditions look at is changed under `changed` only.
 
@@ -107,9 +115,7 @@ class Dealer:
             made.set(zmq.MAXMSGSIZE, MAX_FRAME)
             if self._key is not None:
                 _use_key(made, self._key)
-            self._monitor = made.get_monitor_socket(
-                zmq.EVENT_DISCONNECTED | zmq.EVENT_HANDSHAKE_FAILED_AUTH | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
-            )
+            self._monitor = made.get_monitor_socket(_ENDS)
             made.connect(f"ipc://{self.path}")
             self._socket = made
 
