@@ -7,11 +7,14 @@ import os
 import resource
 import socket
 import stat
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from contextlib import suppress
 from typing import Protocol
 
 from llmos.kernel import params
+
+_GAP = 1024
+"""Numbers without a descriptor after which there are taken to be no more."""
 
 
 class Connection(Protocol):
@@ -49,8 +52,6 @@ class Guard:
 
     def __init__(self, pipe: int) -> None:
         self._pipe = pipe
-        self._highest = 0
-        """Descriptor that was free when most were in use."""
 
     def watch(self, since: float, peers: Collection[Connection]) -> None:
         """End connections that take what all need:
@@ -61,19 +62,35 @@ class Guard:
         lowest = os.dup(self._pipe)
         os.close(lowest)
         limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-        crowded = lowest - len(peers) > limit // 4
-        full = _heap_bytes() > params.GATE_HEAP + len(peers) * params.GATE_PER_PEER
+        heap = _heap_bytes()
+        if heap <= params.GATE_HEAP and lowest <= limit // 4:  # numbers are given lowest first
+            return
+        sockets = list(self._sockets(limit))
+        crowded = len(sockets) - len(peers) > limit // 4
+        full = heap > params.GATE_HEAP + len(sockets) * params.GATE_PER_PEER
         if not crowded and not full:
             return
         known = {peer.fd: peer for peer in peers}
-        self._highest = max(self._highest, lowest)  # numbers are given lowest first
-        for fd in range(3, min(limit, self._highest + 256)):
+        for fd in sockets:
             peer = known.get(fd)
-            if fd == self._pipe or (peer is not None and (not full or peer.refilled >= since)):
-                continue
-            with suppress(OSError):
-                if stat.S_ISSOCK(os.fstat(fd).st_mode):
+            if peer is None or (full and peer.refilled < since):
+                with suppress(OSError):
                     _cut_if(fd, crowded and peer is None)
+
+    def _sockets(self, limit: int) -> Iterator[int]:
+        """Descriptors of sockets, the pipe aside; those beyond a long gap in the numbers are left for another time."""
+        gap = 0
+        for fd in range(3, limit):
+            try:
+                is_socket = stat.S_ISSOCK(os.fstat(fd).st_mode)
+            except OSError:
+                gap += 1
+                if gap > _GAP:
+                    return
+                continue
+            gap = 0
+            if is_socket and fd != self._pipe:
+                yield fd
 
 
 def _cut_if(fd: int, anyway: bool) -> None:
