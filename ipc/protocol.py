@@ -724,7 +724,7 @@ class ListDrivers(Syscall, frozen=True):
 class ScanDrivers(Syscall, frozen=True):
     """Reads again what is installed: new drivers start, changed ones start again, removed ones end. → `{added, changed, removed, broken}`
 
-    What was granted to one that is removed stays, should it come back; `perm.revoke` takes it.
+    What was granted to one that is gone stays, for a package may be unreadable for a moment; `perm.revoke` takes it.
     """
 
     OP = "driver.scan"

@@ -101,10 +101,12 @@ class Agents:
         return process
 
     def _kin(self, parent: int) -> int:
-        """How many agents descend from the same first spawner as those of `parent`; those of all apps count together."""
+        """How many agents descend from the same first one as `parent`; without a parent, how many have none: apps' and the user's."""
         agents = [one for one in self._processes if one.kind is Kind.AGENT]
+        if not parent:
+            return sum(not one.parent for one in agents)
         root = self._root(parent)
-        return sum(self._root(one.pid) == root or (not parent and not one.parent) for one in agents)
+        return sum(self._root(one.pid) == root for one in agents)
 
     def _root(self, pid: int) -> int:
         """The first of its line that is still known."""

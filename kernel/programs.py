@@ -47,6 +47,7 @@ class Programs:
         self.drivers: dict[str, DriverManifest] = {}
         self.agents: dict[str, AgentManifest] = {}
         self.broken: dict[str, str] = {}
+        self._shipped: frozenset[str] = frozenset()
         self.known_tags: frozenset[str] = frozenset()
         """Tags that some manifest names."""
         self.scope_kinds: dict[str, KeyKinds] = {}
@@ -64,6 +65,7 @@ class Programs:
             self._take(name, path, self.agents, load_agent)
         self.scope_kinds.clear()
         self.scope_kinds.update({name: one.scope_kinds for name, one in self.drivers.items() if one.scope_kinds})
+        self._shipped = frozenset(name for name, one in self.drivers.items() if jail.is_own(Path(one.directory)))
         self.known_tags = frozenset(
             tag
             for name, one in self.drivers.items()
@@ -86,7 +88,7 @@ class Programs:
 
     def shipped(self, name: str) -> bool:
         """Whether a driver comes with the system, by where it lies: what its manifest says is its author's word."""
-        return jail.is_own(Path(self.drivers[name].directory))
+        return name in self._shipped
 
     def manifest(self, name: str) -> DriverManifest | AgentManifest | None:
         return self.drivers.get(name) or self.agents.get(name)

@@ -229,6 +229,29 @@ def test_quotas_and_handles(world: System) -> None:
     assert [step.get("error") for step in done] == [None, "DENIED", None]
 
 
+def test_bytes_are_counted_and_first_asks_once(world: System) -> None:
+    """A quota of bytes ends what passes it; `approval=first` asks for the first call and for no other."""
+    long = {"op": SEND, "args": {"to": "bob@example.com", "text": "x" * 3000}}
+    counted = run(world, long, long, allow=["post.send(bytes=5k/d)"])
+    assert [step.get("error") for step in counted] == [None, "BUDGET"]
+    with User(world, "once") as user:
+        done = run(world, long, long, allow=["post.send(approval=first)"])
+    assert [step.get("error") for step in done] == [None, None]
+    assert len(user.seen) == 1
+
+
+def test_a_ceiling_holds(world: System) -> None:
+    """`integrity=trusted` denies what a stranger has had a hand in; `clearance=` asks about secrets it does not name."""
+    send = {"op": SEND, "args": {"to": "bob@example.com"}}
+    book = {"op": "post.book"}
+    with User(world, "no") as user:
+        denied = run(world, READ, send, allow=["post.read", "post.send(integrity=trusted)"])
+        cleared = run(world, book, send, allow=["post.read", "post.send(clearance=contacts)"])
+        asked = run(world, book, send, allow=["post.read", "post.send(clearance=mail)"])
+    assert [denied[1]["error"], cleared[1].get("error"), asked[1]["error"]] == ["DENIED", None, "DENIED"]
+    assert len(user.seen) == 1
+
+
 def test_a_revoked_capability_ends_what_it_allowed(world: System) -> None:
     """A call that waits for the user under it fails at once."""
     user = world.connect()

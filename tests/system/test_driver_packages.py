@@ -85,6 +85,7 @@ def test_a_package_comes_and_goes_while_the_system_runs(running: System, tmp_pat
     assert user.call("driver.show", {"name": "weather"})["version"] == "2"
     assert running.until(lambda: user.call("weather.now")) == {"weather": "fair"}
     llmosctl(running, "driver", "uninstall", "weather", "-y")
+    assert user.call("perm.list", {"holder": "weather"})["caps"] == []
     with pytest.raises(OpError) as caught:
         user.call("weather.now")
     assert caught.value.code is Code.UNKNOWN_OP

@@ -205,6 +205,8 @@ def weather(llmos_home: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_uninstall_looks_asks_and_removes(weather: Path, kernel: Any, capsys: pytest.CaptureFixture[str]) -> None:
     """What is not there is not found, whoever is there to ask; what is there is named before it is removed."""
     kernel.answers["driver.scan"] = lambda _: {"added": [], "changed": [], "removed": ["weather"], "broken": {}}
+    kernel.answers["perm.list"] = lambda _: {"caps": [{"id": "c7"}], "requests": []}
+    kernel.answers["perm.revoke"] = lambda _: {"revoked": 1}
     assert main.run(["driver", "uninstall", "nothing"]) == 3
     assert main.run(["driver", "uninstall", "weather"]) == 5
     assert "llmos-weather 2, which holds weather" in capsys.readouterr().err
@@ -212,6 +214,7 @@ def test_uninstall_looks_asks_and_removes(weather: Path, kernel: Any, capsys: py
     assert main.run(["driver", "uninstall", "weather", "-y"]) == 0
     assert not weather.exists()
     assert [op for op, _ in kernel.log].count("driver.scan") == 1
+    assert ("perm.revoke", {"id": "c7"}) in kernel.log
 
 
 def test_packages_while_the_system_is_down(

@@ -76,7 +76,10 @@ def uninstall(
     yes: Annotated[bool, typer.Option("-y", "--yes", help="Do not ask.")] = False,
     output: Output = Format.TABLE,
 ) -> None:
-    """Remove the package that a driver or an agent came with. What was granted to it stays until it is revoked."""
+    """Remove the package that a driver or an agent came with, and take back what was granted to it.
+
+    The next one of that name is another.
+    """
     gone = packages.find(name)
     whole = f"{visible(gone.name)} {visible(gone.version)}, which holds {visible(', '.join(gone.programs))}"
     if not question.agreed(f"Remove {whole}?", yes, f"whether to remove {whole}"):
@@ -85,7 +88,13 @@ def uninstall(
     packages.remove(gone)
     with session.connect() as client:
         if _scan(client) is None:
-            note("llmos is not running: nothing of it had to be ended")
+            note(
+                f"llmos is not running: what was granted stays until `llmosctl perm revoke`; see `perm show {gone.programs[0]}`"
+            )
+        else:
+            for program in gone.programs:
+                for held in client.call("perm.list", holder=program, timeout=5)["caps"]:
+                    client.call("perm.revoke", id=held["id"], timeout=5)
     record({"package": gone.name, "version": gone.version, "programs": list(gone.programs)}, output)
 
 
