@@ -12,6 +12,7 @@ from typing import Any, Self
 
 import pytest
 
+from llmos.ipc.connection import Connection
 from llmos.ipc.errors import Code, OpError
 from tests.system.conftest import System
 
@@ -255,15 +256,13 @@ def test_a_ceiling_holds(world: System) -> None:
 def test_a_revoked_capability_ends_what_it_allowed(world: System) -> None:
     """A call that waits for the user under it fails at once."""
     user = world.connect()
-    granted = user.call("perm.grant", {"holder": "scripted", "cap": "post.send"})
-    script: list[dict[str, Any]] = [READ, {"op": SEND, "args": {"to": EVE}}]
+    held = [user.call("perm.grant", {"holder": "scripted", "cap": cap})["id"] for cap in ("post.read", "post.send")]
+    script: list[dict[str, Any]] = [READ, {"op": SEND, "args": {"to": EVE, "text": "revoked"}}]
     stream = user.stream("proc.spawn", {"program": "scripted", "args": {"script": script}, "wait": True}, timeout=60)
-    read = user.call("perm.grant", {"holder": "scripted", "cap": "post.read"})
-    del read
-    world.until(lambda: user.call("approval.list")["approvals"] or user.call("approval.list"), 10)
-    user.call("perm.revoke", {"id": granted["id"]})
-    done = stream.finish()["result"]["done"]
-    assert done[1]["error"] in ("REVOKED", "DENIED")
+    world.until(lambda: user.call("approval.list")["approvals"], 10)
+    user.call("perm.revoke", {"id": held[1]})
+    assert stream.finish()["result"]["done"][1]["error"] == "REVOKED"
+    user.call("perm.revoke", {"id": held[0]})
 
 
 def test_always_saves_a_rule_that_can_be_forgotten(world: System) -> None:
@@ -390,27 +389,37 @@ def test_an_agent_learns_one_bit_and_stays_trusted(world: System) -> None:
 
 
 def test_everything_comes_back_after_a_kill(fresh: System) -> None:
-    """Grants, rules, waiting requests of drivers' and apps' calls, undo, durable events and the audit chain survive kill -9."""
+    """Grants, rules, a request that waits, undo, durable events and the audit chain survive kill -9."""
     connection = fresh.connect()
     with User(fresh, "always"):
         run(fresh, READ, {"op": SEND, "args": {"to": EVE, "text": "x"}})
     undo = connection.call(NOTE, {"name": "n", "text": "t"})["undo"]
     connection.call("post.announce", {"title": "kept"})
-    grants = connection.call("perm.list", {"holder": "post"})["caps"]
+    script = [READ, {"op": NOTE, "args": {"name": EVE, "text": "waits"}}]
+    connection.call("proc.spawn", {"program": "scripted", "args": {"script": script}, "allow": ALLOW})
+    (waiting,) = fresh.until(lambda: connection.call("approval.list")["approvals"], 10)
+    shown = connection.call("approval.show", {"id": waiting["id"]})
+    grants = given(connection)
     head = connection.call("audit.verify")["rows"]
     fresh.stop(kill=True)
     assert fresh.start()["ready"], fresh.log()
     again = fresh.connect()
     assert undo in [one["id"] for one in again.call("undo.list")["effects"]]
     assert again.call("bus.replay", {"topic": "post.received"})["events"][-1]["data"] == {"title": "kept"}
-    assert [cap for cap in again.call("perm.list", {"holder": "post"})["caps"] if cap["parent"] != ""] == [
-        cap for cap in grants if cap["parent"] != ""
-    ] or {cap["cap"] for cap in grants} == {cap["cap"] for cap in again.call("perm.list", {"holder": "post"})["caps"]}
+    assert given(again) == grants
     assert len(again.call("approval.rules")["rules"]) == 1
+    assert again.call("approval.show", {"id": waiting["id"]}) == shown
+    again.call("approval.answer", {"id": waiting["id"], "answer": "no"})
     verified = again.call("audit.verify")
     assert verified["fault"] is None
     assert verified["rows"] > head
     assert "error" not in run(fresh, READ, {"op": SEND, "args": {"to": EVE, "text": "y"}})[1]
+
+
+def given(connection: Connection) -> set[tuple[str, str]]:
+    """What the user granted to the driver."""
+    caps = connection.call("perm.list", {"holder": "post"})["caps"]
+    return {(cap["id"], cap["cap"]) for cap in caps if cap["origin"] == "granted by user"}
 
 
 def test_a_changed_row_of_the_audit_log_is_named(fresh: System) -> None:
