@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import os
 import resource
 import socket
 import stat
+import termios
+from array import array
 from collections.abc import Collection, Iterator
 from contextlib import suppress
 from typing import Protocol
@@ -15,6 +18,9 @@ from llmos.kernel import params
 
 _GAP = 1024
 """Numbers without a descriptor after which there are taken to be no more."""
+_QUEUED = 16 << 10
+"""Unread bytes that make a connection one of those which fill the memory, at the first look that finds it full. A quarter of it does at
+each look after that, down to one byte: somebody whose small message just came is not taken for somebody who never ends one."""
 
 
 class Connection(Protocol):
@@ -52,11 +58,13 @@ class Guard:
 
     def __init__(self, pipe: int) -> None:
         self._pipe = pipe
+        self._queued = _QUEUED
 
     def watch(self, since: float, peers: Collection[Connection]) -> None:
         """End connections that take what all need:
 
-        - the frames of one message: when much memory is in use, connections that are sending and have finished no message `since` go;
+        - the frames of one message: when much memory is in use, connections that are sending and have finished no message `since` go,
+          those that send much first;
         - connections that say nothing: when many descriptors are in use, those without a message go.
         """
         lowest = os.dup(self._pipe)
@@ -64,10 +72,13 @@ class Guard:
         limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         heap = _heap_bytes()
         if heap <= params.GATE_HEAP and lowest <= limit // 4:  # numbers are given lowest first
+            self._queued = _QUEUED
             return
         sockets = list(self._sockets(limit))
         crowded = len(sockets) - len(peers) > limit // 4
         full = heap > params.GATE_HEAP + len(sockets) * params.GATE_PER_PEER
+        if not full:
+            self._queued = _QUEUED
         if not crowded and not full:
             return
         known = {peer.fd: peer for peer in peers}
@@ -75,7 +86,9 @@ class Guard:
             peer = known.get(fd)
             if peer is None or (full and peer.refilled < since):
                 with suppress(OSError):
-                    _cut_if(fd, crowded and peer is None)
+                    _cut_if(fd, 0 if crowded and peer is None else self._queued)
+        if full:
+            self._queued = max(1, self._queued // 4)
 
     def _sockets(self, limit: int) -> Iterator[int]:
         """Descriptors of sockets, the pipe aside; those beyond a long gap in the numbers are left for another time."""
@@ -93,9 +106,10 @@ class Guard:
                 yield fd
 
 
-def _cut_if(fd: int, anyway: bool) -> None:
-    """End a connection, if it has something to read or `anyway`; never the listener. Raises `OSError`."""
+def _cut_if(fd: int, queued: int) -> None:
+    """End a connection that has at least so many bytes to read; never the listener. Raises `OSError`."""
+    unread = array("i", [0])
+    fcntl.ioctl(fd, termios.FIONREAD, unread)
     with socket.socket(fileno=os.dup(fd)) as one:
-        listens = one.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
-        if not listens and (anyway or one.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)):
+        if not one.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN) and unread[0] >= queued:
             one.shutdown(socket.SHUT_RDWR)
