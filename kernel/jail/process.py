@@ -124,6 +124,16 @@ class Jailed:
         # It ended without a word: bubblewrap failed, or the interpreter did not come up. Either has said why on stderr.
         return JailError("the jail could not be built; the reason is on its standard error", "")
 
+    @property
+    def monitor(self) -> int:
+        """Host pid of the process whose end `poll` tells of; a child of this one."""
+        return self._process.pid
+
+    @property
+    def init(self) -> int | None:
+        """Host pid of the process with which everything in the jail ends; None before `started` has returned, or without mounts."""
+        return self._init
+
     def poll(self) -> int | None:
         """The exit status, None while it runs: 0..255, or a negative signal number."""
         status = self._process.poll()
@@ -237,6 +247,7 @@ def _settings(policy: Policy, module: str, args: Sequence[str], layers: frozense
                 allow_exec=policy.allow_exec,
                 own_mounts=mounts,
                 network=policy.network,
+                memfd=policy.allow_memfd,
             )
         except KeyError:
             raise JailError(f"the system calls of {machine} are not known here; x86_64 and aarch64 are") from None
@@ -261,6 +272,7 @@ def _limits(limits: Limits, *, shared_user: bool) -> list[tuple[int, int, int]]:
     """Resource, soft and hard limit. `shared_user`: Linux counts the processes outside of the jail too."""
     wanted: dict[int, int | None] = {
         resource.RLIMIT_AS: limits.address_space,
+        resource.RLIMIT_DATA: limits.data,
         resource.RLIMIT_NOFILE: limits.open_files,
         resource.RLIMIT_NPROC: limits.processes,
         resource.RLIMIT_FSIZE: limits.file_size,

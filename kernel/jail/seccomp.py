@@ -125,7 +125,9 @@ def _sockets(*, network: bool) -> bpf.Rule:
     return bpf.if_among(0, (socket.AF_UNIX,), bpf.ALLOW, families)
 
 
-def rules(*, allow_fork: bool, allow_exec: bool, own_mounts: bool, network: bool = False) -> dict[str, bpf.Rule]:
+def rules(
+    *, allow_fork: bool, allow_exec: bool, own_mounts: bool, network: bool = False, memfd: bool = True
+) -> dict[str, bpf.Rule]:
     """What happens at each system call by name; a call without an entry fails with ENOSYS."""
     refuse = bpf.fail(errno.EPERM)
     table: dict[str, bpf.Rule] = {
@@ -140,6 +142,7 @@ def rules(*, allow_fork: bool, allow_exec: bool, own_mounts: bool, network: bool
         else bpf.if_any_bit(0, _CLONE_NAMESPACES, refuse, bpf.if_any_bit(0, _CLONE_THREAD, bpf.ALLOW, refuse)),
         "fork": bpf.ALLOW if allow_fork else refuse,
         "vfork": bpf.ALLOW if allow_fork else refuse,
+        "memfd_create": bpf.ALLOW if memfd else refuse,
         "execve": bpf.ALLOW if allow_exec else refuse,
         "socket": _sockets(network=network),
         "socketpair": bpf.if_among(0, (socket.AF_UNIX,), bpf.ALLOW, bpf.fail(errno.EACCES)),
@@ -152,12 +155,14 @@ def rules(*, allow_fork: bool, allow_exec: bool, own_mounts: bool, network: bool
 
 
 @lru_cache(maxsize=32)
-def program(machine: str, *, allow_fork: bool, allow_exec: bool, own_mounts: bool, network: bool = False) -> bytes:
+def program(
+    machine: str, *, allow_fork: bool, allow_exec: bool, own_mounts: bool, network: bool = False, memfd: bool = True
+) -> bytes:
     """The filter for a machine (`platform.machine()`), as an array of `struct sock_filter` in its byte order.
 
     `own_mounts`: a mount namespace hides what was not granted. Raises KeyError for a machine whose system call numbers are not known here.
     """
     arch: Architecture = ARCHITECTURES[machine]
-    table = rules(allow_fork=allow_fork, allow_exec=allow_exec, own_mounts=own_mounts, network=network)
+    table = rules(allow_fork=allow_fork, allow_exec=allow_exec, own_mounts=own_mounts, network=network, memfd=memfd)
     by_number = {arch.numbers[name]: rule for name, rule in table.items() if name in arch.numbers}
     return bpf.assemble(bpf.filter_program(arch.audit, by_number, bpf.fail(errno.ENOSYS), arch.beyond))
