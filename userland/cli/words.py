@@ -53,7 +53,13 @@ _VERBS = {
     "call": "call",
     "*": "do anything with",
 }
-_ANY = {"program": "any program", "name": "any function", "host": "any address", "topic": "anything", "project": "any code project"}
+_ANY = {
+    "program": "any program",
+    "name": "any function",
+    "host": "any address",
+    "topic": "anything",
+    "project": "any code project",
+}
 """What a key means that is left open, or is `*`."""
 _CLASSES = {"interactive": "", "event": "for events and in the background", "background": "in the background"}
 _PERIODS = {"s": "second", "m": "minute", "h": "hour", "d": "day", "w": "week"}
