@@ -786,7 +786,7 @@ class RunCode(Syscall, frozen=True):
 
 
 class ListCode(Syscall, frozen=True):
-    """The projects: → `{projects: [{project, label, running, made}]}`. Of one, the files by path after `after`: →
+    """The projects that the caller may read: → `{projects: [{project, label, running, made}]}`. Of one, the files by path after `after`: →
     `{project, label, bytes, entries, files: [{path, bytes, modified}], hidden, next}`.
 
     `hidden` counts what is no regular file, or has a name that is not UTF-8; `next` is the `after` of the next page, empty at the end.
@@ -818,7 +818,7 @@ class ReadCode(Syscall, frozen=True):
 
 
 class WriteCode(Syscall, frozen=True):
-    """Puts a file into a project, in place of what has its name, or `append`s to it. → `{bytes}` of the file.
+    """Puts a file into a project, in place of what has its name, or `append`s to it. → `{}`
 
     What does not fit a message is written in parts. The project takes on the label of the call.
     Errors: `INVALID_ARGUMENT` (not exactly one of text and data), `DENIED` (not a regular file), `TOO_LARGE` (the project is full),

@@ -118,15 +118,15 @@ def read(project: int, path: str, offset: int, limit: int) -> tuple[bytes, int]:
         return os.pread(file, limit, offset), size
 
 
-def write(project: int, path: str, data: bytes, *, append: bool) -> int:
-    """Put a file there, whole or not at all, or add to one. → its size. Raises `OpError` as `read`."""
+def write(project: int, path: str, data: bytes, *, append: bool) -> None:
+    """Put a file there, whole or not at all, or add to one. Raises `OpError` as `read`."""
     with _plainly(path), _parent(project, path, make=True) as (directory, name):
         if append:
             flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | _FILE
             with _opened(os.open(name, flags, 0o600, dir_fd=directory)) as file:
                 _regular(file, path)
                 _put(file, data)
-                return os.fstat(file).st_size
+            return
         temporary = _NEW + secrets.token_hex(8)
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | _FILE
         with _opened(os.open(temporary, flags, 0o600, dir_fd=directory)) as file:
@@ -136,7 +136,6 @@ def write(project: int, path: str, data: bytes, *, append: bool) -> int:
             except OSError:
                 os.unlink(temporary, dir_fd=directory)
                 raise
-        return len(data)
 
 
 def discard(project: int, path: str, rubbish: int) -> None:

@@ -30,11 +30,12 @@ def _list(kernel: Kernel, request: Request, args: protocol.ListCode) -> Result:
     if args.project:
         code.look(call, args.project, lambda _, found: _reply(kernel, call, args.project, _page(kernel, args, found)))
         return None
+    shown = [one for one in code.projects if kernel.caps.allowed(call.holder, "code", "read", {"project": (one.name,)})]
     rows = [
         {"project": one.name, "label": str(one.label), "running": code.running(one.name), "made": one.made}
-        for one in code.projects
+        for one in shown
     ]
-    label = join(one.label for one in code.projects)  # their names are words of whoever made them
+    label = join(one.label for one in shown)  # their names are words of whoever made them
     call.reply({"projects": rows}, label, kernel.authority.labels.source("projects", call.op, label))
     return None
 
@@ -83,8 +84,8 @@ def _write(kernel: Kernel, request: Request, args: protocol.WriteCode) -> Result
         if found.over or found.bytes + len(data) > params.CODE_BYTES or found.entries >= params.CODE_FILES:
             detail = found.over or f"the project holds {found.entries:,} files and {found.bytes:,} bytes"
             raise OpError(Code.TOO_LARGE, detail, f"llmosctl code rm {args.project} PATH")
-        size = code_files.write(directory, args.path, data, append=args.append)
-        _reply(kernel, call, args.project, {"bytes": size})
+        code_files.write(directory, args.path, data, append=args.append)
+        call.reply({})  # and nothing of what is there: who writes what it has not read stays as trusted as it was
 
     code.look(call, args.project, write)
     return None
