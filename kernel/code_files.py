@@ -66,6 +66,7 @@ def _scan(directory: int, prefix: str, depth: int, found: Listing) -> Generator[
             found.entries += 1
             if found.entries > params.CODE_FILES:
                 found.over = f"more than {params.CODE_FILES:,} files are in the project"
+                return
             if found.entries % params.CODE_SLICE == 0:
                 yield
             with suppress(OSError):  # it is gone by now

@@ -151,20 +151,3 @@ def test_revoking_ends_what_runs(project: World) -> None:
 
 def running(world: World) -> list[dict[str, Any]]:
     return [row for row in world.processes() if row["kind"] == "code" and row["os_pid"]]
-
-
-def test_labels_outlive_the_kernel(system: System) -> None:
-    """After kill -9 a tainted project is tainted, and a directory that nothing is known of may hold anything."""
-    world = World(system)
-    world.boot()
-    with User(system, "once"):
-        world.run('call("post.inbox"); call("code.write", {"project": "p", "path": "x", "text": ""})', allow=CODE)
-    before = label(world)
-    assert before == "untrusted {mail}"
-    system.stop(kill=True)
-    world.home("code/found").mkdir()
-    world.boot()
-    assert label(world) == before
-    world.user.call("code.write", {"project": "found", "path": "x", "text": ""})
-    labels = {row["project"]: row["label"] for row in world.user.call("code.ls")["projects"]}
-    assert labels["found"] == "untrusted {*}"
