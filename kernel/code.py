@@ -275,7 +275,8 @@ class CodeRuns:
             self._end(run, full)
         elif not run.looking:
             run.looking = True
-            self._slowly(code_files.scan(run.directory), lambda found: self._looked(run, found), lambda _: None)
+            scan = code_files.scan(run.directory)
+            self._slowly(scan, lambda found: self._looked(run, found), lambda error: self._end(run, error.detail))
         run.watch = self._loop.later(params.CODE_WATCH_S, lambda: self._look_at(run))
 
     def _looked(self, run: Run, found: code_files.Listing) -> None:
@@ -295,16 +296,25 @@ class CodeRuns:
     # -- its output ------------------------------------------------------------------------------------------------
 
     def _watch(self, run: Run) -> None:
+        """Take what comes from now on; from a program whose reader is slow, once that has taken what there was."""
+        if run.call.behind:
+            run.call.on_drained = partial(self._watch, run)
+            return
         for output in run.outputs:
             if not output.watched and not output.ended:
                 output.watched = True
-                self._loop.watch(output.pipe, partial(self._read, run, output))
+                self._loop.watch(output.pipe, partial(self._readable, run, output))
 
-    def _unwatch(self, run: Run) -> None:
-        for output in run.outputs:
-            if output.watched:
-                output.watched = False
-                self._loop.unwatch(output.pipe)
+    def _unwatch(self, output: Output) -> None:
+        if output.watched:
+            output.watched = False
+            self._loop.unwatch(output.pipe)
+
+    def _readable(self, run: Run, output: Output) -> None:
+        """Take a block, and then nothing for a moment: one that writes byte by byte must not keep the loop busy."""
+        self._read(run, output)
+        self._unwatch(output)
+        self._loop.later(params.CODE_PAUSE_S, partial(self._watch, run))
 
     def _read(self, run: Run, output: Output) -> None:
         try:
@@ -316,12 +326,6 @@ class CodeRuns:
             run.call.chunk({"stream": output.name, "text": text}, label, source)
         if output.over:
             self._end(run, f"it wrote more than {run.args.output_bytes:,} bytes to {output.name}")
-        if output.ended or run.call.behind:  # who reads slowly slows the program
-            self._unwatch(run)
-            if run.call.behind:
-                run.call.on_drained = partial(self._watch, run)
-            else:
-                self._watch(run)
 
     # -- its end ---------------------------------------------------------------------------------------------------
 
@@ -345,11 +349,10 @@ class CodeRuns:
     def _gone(self, run: Run) -> None:
         seconds = self._loop.clock() - run.started
         run.end_by(None)
-        self._unwatch(run)
         for output in run.outputs:
+            self._unwatch(output)
             while not output.ended:
                 self._read(run, output)
-        self._unwatch(run)
         run.over = True
         run.take_report()
         if run.call.done:

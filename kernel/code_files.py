@@ -45,17 +45,16 @@ class Listing:
     bytes: int = 0
     """On the disk."""
     hidden: int = 0
-    """Links, sockets, what has no name in UTF-8, directories that cannot be read."""
+    """Links, sockets, what has no name in UTF-8."""
     over: str = ""
     """The bound that it exceeds, in words; then not everything is listed."""
 
 
 def scan(project: int) -> Generator[None, None, Listing]:
-    """List a directory, until it exceeds a bound."""
+    """List a directory, until it exceeds a bound. By a descriptor of its own: two may read it at once, each at its own pace."""
     found = Listing()
-    with _opened(
-        os.open(".", _DIRECTORY, dir_fd=project)
-    ) as directory:  # two may read it at once, each at its own pace
+    os.fchmod(project, 0o700)
+    with _opened(os.open(".", _DIRECTORY, dir_fd=project)) as directory:
         yield from _scan(directory, "", 1, found)
     return found
 
@@ -86,9 +85,9 @@ def _look(
         found.over = f"more than {params.CODE_DEPTH} folders are inside one another in the project"
     elif stat.S_ISDIR(status.st_mode):
         try:
-            inner = os.open(entry.name, _DIRECTORY, dir_fd=directory)
-        except PermissionError:
-            found.hidden += 1
+            inner = open_directory(directory, entry.name)
+        except PermissionError:  # it was shut again while we opened it: somebody hides what is in there
+            found.over = "a folder of the project cannot be read"
             return
         with _opened(inner):
             yield from _scan(inner, path + "/", depth + 1, found)

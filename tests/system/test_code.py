@@ -154,6 +154,11 @@ def test_a_program_is_plain_python(user: Connection) -> None:
         ),
         ("n = 0\nwhile True:\n  n += 1\n  open(str(n), 'w')", {}, "more than 2,000 files are in the project"),
         (
+            "import os\nos.mkdir('d'); os.chmod('d', 0o300)\nn = 0\nwhile True:\n  n += 1\n  open(f'd/{n}', 'w')",
+            {},
+            "more than 2,000 files are in the project",
+        ),
+        (
             "import os\nn = 0\nwhile True:\n  n += 1\n  os.posix_fallocate(os.open(str(n), os.O_CREAT | os.O_RDWR), 0, 60 << 20)",
             {},
             "more than 256 MiB are in the project",
