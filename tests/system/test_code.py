@@ -195,6 +195,7 @@ FORBIDDEN = {
     "import os; os.mknod('x', 0o60600, 0x800)": "Operation not permitted",
     "open('/tmp/x', 'wb').write(bytes(33 << 20))": "No space left",
     "import socket; socket.create_connection(('127.0.0.1', 9))": "Permission denied",
+    "bytearray(600_000_000)": "memory",
     "import os; open(os.__file__, 'ab')": "Read-only file system",
 }
 TRY = """
@@ -204,6 +205,8 @@ for source in json.load(sys.stdin):
         exec(source, {})
     except OSError as error:
         print(error.strerror)
+    except MemoryError:
+        print("memory")
     else:
         print("nothing")
 """
@@ -295,15 +298,16 @@ def test_a_projects_files_are_read_as_what_they_are(shared: System, user: Connec
     outside = shared.home / "outside"
     outside.mkdir()
     (outside / "f").write_text(SECRET)
+    (outside / "g").write_text(SECRET)
     place = folder(shared)
-    (place / "link").symlink_to(outside / "f")
+    (place / "link").symlink_to(outside / "g")
     (place / "way").symlink_to(outside)
     os.link(outside / "f", place / "hard")
     os.mkfifo(place / "pipe")
     (place / "dir").mkdir()
     with socket.socket(socket.AF_UNIX) as listening:
         listening.bind(os.fspath(place / "sock"))
-    denied = ["link", "way/f", "way/../f", "hard", "pipe", "dir", "sock", "dir/../../p/hard"]
+    denied = ["link", "way/g", "way/../f", "hard", "pipe", "dir", "sock", "dir/../../p/hard"]
     malformed = ["..", "../other/x", "/etc/passwd", "a//b", "./hard", "a\0b", "d/" * 20 + "x", "dir/"]
     for path in (*denied, *malformed):
         assert refused(user, "code.read", {"project": "p", "path": path}) in (Code.DENIED, Code.INVALID_ARGUMENT)
@@ -313,7 +317,7 @@ def test_a_projects_files_are_read_as_what_they_are(shared: System, user: Connec
         assert refused(user, "code.write", args) is Code.DENIED
     user.call("code.write", {"project": "p", "path": "link", "text": "in its place"})
     assert (place / "link").read_text() == "in its place"
-    assert (outside / "f").read_text() == SECRET
+    assert (outside / "f").read_text() == (outside / "g").read_text() == SECRET
     listed = user.call("code.ls", {"project": "p"})
     assert [row["path"] for row in listed["files"]] == ["hard", "link"]
     assert listed["hidden"] == 3
@@ -448,13 +452,27 @@ def test_few_at_once(shared: System, user: Connection) -> None:
     assert run(user, "print(1)", project="c")["stdout"] == "1\n"
 
 
-def test_a_slow_reader_slows_the_program(user: Connection) -> None:
-    """Who takes its time gets all of it, more than there is credit for, in order."""
-    stream = user.stream("code.run", {"project": "p", "source": "for n in range(3000): print(n, 'x' * 10)"})
-    first = next(stream)["text"]
-    time.sleep(0.3)
-    text = first + "".join(chunk["text"] for chunk in stream)
-    assert [int(line.split()[0]) for line in text.splitlines()] == list(range(3000))
+SLOWLY = """
+import time
+for n in range(100):
+    print(n, flush=True)
+    time.sleep(0.015)
+open("all", "w")
+for n in range(100, 40_000):
+    print(n, "x" * 10)
+"""
+
+
+def test_a_slow_reader_slows_the_program(shared: System, user: Connection) -> None:
+    """Who reads nothing until there is more than there is credit and room for gets all of it then, in order."""
+    stream = user.stream("code.run", {"project": "p", "source": SLOWLY, "output_bytes": 1 << 20})
+    other = shared.connect()
+    shared.until(lambda: other.call("code.ls", {"project": "p"})["files"])
+    end = time.monotonic() + 1
+    while time.monotonic() < end:
+        assert programs(other)
+    text = "".join(chunk["text"] for chunk in stream)
+    assert [int(line.split()[0]) for line in text.splitlines()] == list(range(40_000))
     assert stream.result["truncated"]
     assert text.startswith(stream.result["stdout"])
 
