@@ -17,7 +17,6 @@ import subprocess
 from collections.abc import Callable, Generator, Mapping
 from contextlib import suppress
 from functools import partial
-from math import ceil
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -30,10 +29,10 @@ from llmos.kernel.authority import Authority
 from llmos.kernel.calls import Call
 from llmos.kernel.capability import USER
 from llmos.kernel.code_projects import Projects
-from llmos.kernel.code_run import Output, Run, sealed
+from llmos.kernel.code_run import Output, Run, policy, sealed
 from llmos.kernel.code_usage import usage
 from llmos.kernel.flow import Decision, Verdict
-from llmos.kernel.jail import JailError, Layer, Limits, Policy, Report, spawn
+from llmos.kernel.jail import JailError, Layer, Report, spawn
 from llmos.kernel.journal import Journal
 from llmos.kernel.labels import Label, Source
 from llmos.kernel.loop import Loop
@@ -194,7 +193,7 @@ class CodeRuns:
             sealed(args.stdin.encode(errors="replace")) as stdin,
         ):
             run.jailed = jailed = spawn(
-                self._policy(args),
+                policy(args, self.projects.path(args.project), self._report.tier),
                 "llmos.kernel.code_inner",
                 (str(program.fileno()), str(reports.fileno())),
                 layers=self._report.layers,
@@ -214,29 +213,6 @@ class CodeRuns:
         run.closing = True
         late = f"it did not start within {params.CODE_START_S:g} s"
         run.end_by(self._loop.later(params.CODE_START_S, lambda: self._end(run, late)))
-
-    def _policy(self, args: RunCode) -> Policy:
-        memory = args.memory_mb * 1_000_000
-        return Policy(
-            write=(self.projects.path(args.project),),
-            kernel_modules=("code_inner",),
-            env={"MALLOC_ARENA_MAX": "2"},  # each maps 64 MiB and uses little of it
-            limits=Limits(
-                address_space=memory + params.CODE_ROOM,
-                data=memory,
-                open_files=params.CODE_OPEN_FILES,
-                processes=params.CODE_THREADS,
-                file_size=params.CODE_FILE_BYTES,
-                cpu_seconds=ceil(args.seconds) * (os.cpu_count() or 1) + 1,
-                nice=params.AGENT_NICE,
-            ),
-            scratch=params.CODE_SCRATCH,
-            allow_fork=args.processes,
-            allow_exec=args.processes,
-            allow_memfd=False,
-            bare=True,
-            tier=self._report.tier,
-        )
 
     def _closed(self, run: Run) -> None:
         """The jail is closed, or could not be. Its time begins."""

@@ -9,6 +9,8 @@ import re
 import signal
 from contextlib import suppress
 from dataclasses import dataclass, field
+from math import ceil
+from pathlib import Path
 from typing import IO, Any
 
 from llmos.ipc.protocol import RunCode
@@ -17,7 +19,7 @@ from llmos.kernel.calls import Call
 from llmos.kernel.code_files import Listing, changes
 from llmos.kernel.code_projects import Project
 from llmos.kernel.code_usage import Usage
-from llmos.kernel.jail import Jailed
+from llmos.kernel.jail import Jailed, Limits, Policy, Tier
 from llmos.kernel.loop import Timer
 from llmos.kernel.process import Process
 
@@ -154,6 +156,31 @@ class Run:
                 os.close(descriptor)
         for output in self.outputs:
             output.pipe.close()
+
+
+def policy(args: RunCode, directory: Path, tier: Tier) -> Policy:
+    """The jail of a program: its project, and plain Python."""
+    memory = args.memory_mb * 1_000_000
+    return Policy(
+        write=(directory,),
+        kernel_modules=("code_inner",),
+        env={"MALLOC_ARENA_MAX": "2"},  # each maps 64 MiB and uses little of it
+        limits=Limits(
+            address_space=memory + params.CODE_ROOM,
+            data=memory,
+            open_files=params.CODE_OPEN_FILES,
+            processes=params.CODE_THREADS,
+            file_size=params.CODE_FILE_BYTES,
+            cpu_seconds=ceil(args.seconds) * (os.cpu_count() or 1) + 1,
+            nice=params.AGENT_NICE,
+        ),
+        scratch=params.CODE_SCRATCH,
+        allow_fork=args.processes,
+        allow_exec=args.processes,
+        allow_memfd=False,
+        bare=True,
+        tier=tier,
+    )
 
 
 def _fitting(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
