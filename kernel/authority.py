@@ -100,6 +100,8 @@ class Authority:
         """Capabilities with `approval=first` that the user has approved once."""
         self._denials: dict[str, _Denials] = {}
         self._heard: dict[str, Label] = {}
+        self.judges: dict[str, Callable[[Request, Decision], Decision]] = {}
+        """Op → what makes a decision of it stricter, by what the sink rule cannot know."""
         self.labels.born(USER, fixed=True)
 
     # -- who there is ----------------------------------------------------------------------------------------------
@@ -224,6 +226,8 @@ class Authority:
     def decide(self, request: Request, cap: Capability) -> Decision:
         """The sink rule's word and the capability's. Changes nothing. Raises `OpError(DENIED)`."""
         decision = self.flow.decide(request)
+        if request.op in self.judges:
+            decision = self.judges[request.op](request, decision)
         if cap.right.approval is Asks.EACH:
             decision = decision.at_least(Verdict.ASK, "the capability asks each time")
         elif cap.right.approval is Asks.FIRST and cap.id not in self._asked:

@@ -14,11 +14,11 @@ import marshal
 import os
 import signal
 import subprocess
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import structlog
 
@@ -28,10 +28,10 @@ from llmos.kernel import code_files, params
 from llmos.kernel.authority import Authority
 from llmos.kernel.calls import Call
 from llmos.kernel.capability import USER
-from llmos.kernel.code_projects import Projects
+from llmos.kernel.code_projects import Project, Projects
 from llmos.kernel.code_run import Output, Run, policy, sealed
 from llmos.kernel.code_usage import usage
-from llmos.kernel.flow import Decision, Verdict
+from llmos.kernel.flow import Decision, Request, Verdict
 from llmos.kernel.jail import JailError, Layer, Report, spawn
 from llmos.kernel.journal import Journal
 from llmos.kernel.labels import Label, Source
@@ -85,7 +85,7 @@ class CodeRuns:
         if not params.share(params.CODE_RUNS, mine, len(self._runs) - mine):
             detail = f"{len(self._runs)} programs run, {mine} of them yours"
             raise OpError(Code.BUSY, detail, "wait for one to end, or end one with `llmosctl kill`")
-        project = self.projects.enter(args.project, call.label, self._source(call.holder, call, call.label))
+        project = self.enter(call, args.project)
         directory = self.projects.open(args.project)
         try:
             if args.file is not None:
@@ -109,11 +109,17 @@ class CodeRuns:
     def running(self, project: str) -> bool:
         return any(run.args.project == project for run in self._runs.values())
 
-    def judge(self, decision: Decision, holder: str, args: Mapping[str, Any]) -> Decision:
+    def judge(self, request: Request, decision: Decision) -> Decision:
         """What the sink rule said of a run, with what it cannot know: who may have written the file that is to run."""
-        if holder == USER or args.get("file") is None or self.projects.label(str(args["project"])).trusted:
+        project = str(request.args.get("project", ""))
+        if request.holder == USER or request.args.get("file") is None or self.projects.label(project).trusted:
             return decision
         return decision.at_least(Verdict.ASK, "file: a stranger may have written what is in the project")
+
+    def enter(self, call: Call, project: str) -> Project:
+        """What a call brings is about to go into a project. Raises `OpError` `BUSY`, `UNAVAILABLE`."""
+        source = self._authority.labels.source(call.holder, call.op, call.label, call.id)
+        return self.projects.enter(project, call.label, source.taints)
 
     def look(self, call: Call, project: str, then: Callable[[int, code_files.Listing], None]) -> None:
         """Hand `then` the project's directory and what is in it, unless `call` has ended by then. Raises `OpError`."""
@@ -137,7 +143,7 @@ class CodeRuns:
     def told_by(self, project: str, call: Call) -> tuple[Label, Source]:
         """The label of what comes out of a project, and where it came from."""
         label = self.projects.label(project)
-        return label, self._source(f"code {project}", call, label)
+        return label, Source(f"code {project}", call.op, call.id, self.projects.taints(project))
 
     def kill(self, process: Process) -> None:
         """The user's word."""
@@ -374,9 +380,6 @@ class CodeRuns:
                 self._loop.later(0, step)
 
         step()
-
-    def _source(self, sender: str, call: Call, label: Label) -> Source:
-        return self._authority.labels.source(sender, call.op, label, call.id)
 
 
 def _unavailable(error: Exception) -> OpError:

@@ -53,7 +53,8 @@ class Listing:
 def scan(project: int) -> Generator[None, None, Listing]:
     """List a directory, until it exceeds a bound. By a descriptor of its own: two may read it at once, each at its own pace."""
     found = Listing()
-    os.fchmod(project, 0o700)
+    if os.fstat(project).st_mode & 0o700 != 0o700:
+        os.fchmod(project, 0o700)
     with _opened(os.open(".", _DIRECTORY, dir_fd=project)) as directory:
         yield from _scan(directory, "", 1, found)
     return found
@@ -195,7 +196,8 @@ def _some(directory: int) -> list[str]:
 def _openable(directory: int, name: str) -> None:
     """Give ourselves what we may do to a directory of our own, if it is one. By a descriptor, for a name could be a link by now."""
     with suppress(OSError), _opened(os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)) as seen:
-        if stat.S_ISDIR(os.fstat(seen).st_mode):
+        mode = os.fstat(seen).st_mode
+        if stat.S_ISDIR(mode) and mode & 0o700 != 0o700:
             os.chmod(f"/proc/self/fd/{seen}", 0o700)  # noqa: PTH101
 
 

@@ -19,7 +19,7 @@ import structlog
 from llmos.ipc.errors import Code, OpError
 from llmos.kernel import code_files, params
 from llmos.kernel.journal import Journal, Kept
-from llmos.kernel.labels import BOTTOM, TOP, Label, Source
+from llmos.kernel.labels import BOTTOM, TOP, Label
 from llmos.kernel.launch import private_directory
 
 log = structlog.get_logger()
@@ -36,8 +36,8 @@ class Project:
     label: Label
     made: float
     """Seconds since 1970 UTC."""
-    source: Source | None = None
-    """What raised its label last, in this kernel's life."""
+    taints: tuple[int, ...] = ()
+    """What explains its label, as far as it was raised in this kernel's life."""
 
     def to_row(self) -> dict[str, Any]:
         return {"id": self.name, "label": self.label.to_wire(), "made": self.made}
@@ -78,6 +78,11 @@ class Projects:
         project = self._known.get(name)
         return project.label if project is not None else BOTTOM
 
+    def taints(self, name: str) -> tuple[int, ...]:
+        """What explains its label."""
+        project = self._known.get(name)
+        return project.taints if project is not None else ()
+
     def path(self, name: str) -> Path:
         return self._path / name
 
@@ -98,7 +103,7 @@ class Projects:
         finally:
             os.close(descriptor)
 
-    def enter(self, name: str, label: Label, source: Source) -> Project:
+    def enter(self, name: str, label: Label, taints: tuple[int, ...] = ()) -> Project:
         """Something with this label is about to go into it; it is made if there is none. Raises `OpError` `BUSY`, `UNAVAILABLE`."""
         if self._root < 0:
             private_directory(self._path)
@@ -114,7 +119,7 @@ class Projects:
         raised = project.label | label
         if raised != project.label:
             self._kept.save({**project.to_row(), "label": raised.to_wire()})
-            project.label, project.source = raised, source
+            project.label, project.taints = raised, (*project.taints, *taints)
         try:
             self.path(name).mkdir(mode=0o700, exist_ok=True)
         except OSError as error:

@@ -106,6 +106,7 @@ class Kernel:
             self.authority, self.programs, self.processes, self.supervisor, str(places.home), self.revoked
         )
         self.code = CodeRuns(loop, places.state / "code", stores.journal, self.authority, self.processes, report)
+        self.authority.judges[protocol.RunCode.OP] = self.code.judge
         self._declared: dict[str, list[str]] = {}
         """Driver → the capabilities it has by its manifest alone."""
         self._core_process: Process | None = None
@@ -417,8 +418,6 @@ class Kernel:
         """A syscall with an effect, or under a capability that asks, or that has a ceiling."""
         request = self.authority.plain_request(call.holder, call.op, raw, label, cap, values)
         decision = self.authority.decide(request, cap)
-        if call.op == protocol.RunCode.OP:
-            decision = self.code.judge(decision, call.holder, raw)
         wait_s = header.deadline_ms / 1000
         self.asking.attempt(Attempt(call, request, decision, wire.encode(raw), cap, go, wait_s=wait_s))
 

@@ -77,7 +77,7 @@ def _write(kernel: Kernel, request: Request, args: protocol.WriteCode) -> Result
         raise OpError(Code.INVALID_ARGUMENT, "code.write: give either text or data")
     data = args.data if args.data is not None else str(args.text).encode(errors="replace")
     code.refuse_running(args.project)
-    code.projects.enter(args.project, call.label, kernel.authority.labels.source(call.holder, call.op, call.label))
+    code.enter(call, args.project)
 
     def write(directory: int, found: code_files.Listing) -> None:
         code.refuse_running(args.project)

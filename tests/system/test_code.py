@@ -219,7 +219,7 @@ def test_what_a_program_may_not_fails_in_it(user: Connection) -> None:
     assert {source: line for source, line in said.items() if FORBIDDEN[source] not in line} == {}
 
 
-def test_what_it_started_ends_with_it(user: Connection) -> None:
+def test_what_it_started_ends_with_it(shared: System, user: Connection) -> None:
     """A process in a session of its own does not outlive the program, though it ends well."""
     mark = f"9{time.monotonic_ns()}"
     told = run(
@@ -228,7 +228,7 @@ def test_what_it_started_ends_with_it(user: Connection) -> None:
         processes=True,
     )
     assert (told["exit"], told["reason"]) == (0, "")
-    assert not [path for path in Path("/proc").glob("[0-9]*/cmdline") if mark.encode() in _content(path)]
+    shared.until(lambda: not [one for one in Path("/proc").glob("[0-9]*/cmdline") if mark.encode() in _content(one)])
 
 
 def _content(path: Path) -> bytes:
@@ -399,11 +399,11 @@ def test_a_lease_holds_nobody_up(shared: System, user: Connection) -> None:
     stream.cancel()
 
 
-@pytest.mark.parametrize("how", ["cancel", "kill", "close"])
+@pytest.mark.parametrize("how", ["cancel", "kill", "close", "deadline"])
 def test_a_program_ends_with_its_call(shared: System, user: Connection, how: str) -> None:
     """Cancelled, killed by its number in `ps`, or left by a caller whose connection is gone."""
     caller = shared.connect()
-    stream = caller.stream("code.run", {"project": "p", "source": FOREVER})
+    stream = caller.stream("code.run", {"project": "p", "source": FOREVER}, timeout=3 if how == "deadline" else None)
     next(stream)
     (row,) = programs(user)
     assert (row["name"], row["status"]) == (f"code#{row['pid']}", "in p, for user")
@@ -413,6 +413,10 @@ def test_a_program_ends_with_its_call(shared: System, user: Connection, how: str
     elif how == "kill":
         user.call("proc.kill", {"pid": row["pid"]})
         assert stream.finish()["reason"] == "it was killed"
+    elif how == "deadline":
+        with pytest.raises(OpError) as caught:
+            stream.finish()
+        assert caught.value.code is Code.TIMEOUT
     else:
         caller.close()
     shared.until(lambda: not programs(user))

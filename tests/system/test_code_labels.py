@@ -32,6 +32,14 @@ def project(world: World) -> Iterator[World]:
     assert world.is_well()
 
 
+NAME = 'import json; told["name"] = json.loads(os.environ["LLMOS_CONFIG"])["name"]'
+
+
+def why(world: World, name: str) -> list[tuple[str, str]]:
+    """Who sent what through which op, from an agent back to the source."""
+    return [(one["sender"], one["via"]) for one in world.user.call("label.why", {"id": name})["chain"]]
+
+
 def label(world: World) -> str:
     """Of the project."""
     (row,) = world.user.call("code.ls")["projects"]
@@ -75,8 +83,11 @@ def test_what_comes_out_of_a_tainted_project_taints(project: World) -> None:
         'call("code.run", {"project": "p", "source": "print(1)"})',
         'call("code.read", {"project": "p", "path": "nothing"})',
     ):
-        told = project.run(f'told["was"] = trusted(); told["got"] = {touch}; told["is"] = trusted()', allow=CODE)
+        told = project.run(
+            f'told["was"] = trusted(); told["got"] = {touch}; told["is"] = trusted()\n' + NAME, allow=CODE
+        )
         assert (told["was"], told["is"]) == (True, False), touch
+        assert why(project, told["name"])[:2] == [("code p", touch.split('"')[1]), ("post", "post.inbox")]
     kept = """
         told["got"] = call("code.run", {"project": "p", "source": "print(1)"}, keep=True)
         told["is"] = trusted()

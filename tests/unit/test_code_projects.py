@@ -16,10 +16,9 @@ from llmos.kernel import code_files, params
 from llmos.kernel.code_projects import Projects
 from llmos.kernel.code_run import Output
 from llmos.kernel.journal import Journal
-from llmos.kernel.labels import BOTTOM, TOP, Label, Source
+from llmos.kernel.labels import BOTTOM, TOP, Label
 
 MAIL = Label.make("untrusted", ["mail"])
-SOMEBODY = Source("somebody", "code.write")
 
 _T = TypeVar("_T")
 
@@ -57,15 +56,15 @@ def place(tmp_path: Path) -> Iterator[int]:
 def test_a_label_outlives_the_kernel_and_never_falls(root: Path, journal: Journal) -> None:
     """What was put into a project once is in its label until the project is removed; the next of its name has none."""
     projects = Projects(root, journal)
-    assert projects.enter("p", BOTTOM, SOMEBODY).label == BOTTOM
-    assert projects.enter("p", MAIL, SOMEBODY).label == MAIL
-    assert projects.enter("p", BOTTOM, SOMEBODY).label == MAIL
+    assert projects.enter("p", BOTTOM).label == BOTTOM
+    assert projects.enter("p", MAIL).label == MAIL
+    assert projects.enter("p", BOTTOM).label == MAIL
     projects.close()
     again = Projects(root, journal)
     assert again.label("p") == MAIL
     again.remove("p")
     assert not (root / "p").exists()
-    assert again.enter("p", BOTTOM, SOMEBODY).label == BOTTOM
+    assert again.enter("p", BOTTOM).label == BOTTOM
     again.close()
 
 
@@ -73,7 +72,7 @@ def test_a_directory_that_nothing_is_known_of_may_hold_anything(root: Path, jour
     """Its label is the highest."""
     (root / "found").mkdir(parents=True)
     projects = Projects(root, journal)
-    assert projects.enter("found", BOTTOM, SOMEBODY).label == TOP
+    assert projects.enter("found", BOTTOM).label == TOP
     projects.close()
 
 
@@ -81,9 +80,9 @@ def test_there_are_so_many_projects(root: Path, journal: Journal) -> None:
     """One more is BUSY, and leaves nothing."""
     projects = Projects(root, journal)
     for number in range(params.CODE_PROJECTS):
-        projects.enter(f"p{number}", BOTTOM, SOMEBODY)
+        projects.enter(f"p{number}", BOTTOM)
     with pytest.raises(OpError) as caught:
-        projects.enter("more", MAIL, SOMEBODY)
+        projects.enter("more", MAIL)
     assert caught.value.code is Code.BUSY
     assert not (root / "more").exists()
     projects.close()
