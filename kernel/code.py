@@ -186,6 +186,10 @@ class CodeRuns:
             try:
                 self._spawn(run)
             except (JailError, OSError) as error:
+                if run.jailed is not None:
+                    run.jailed.kill()
+                    with suppress(subprocess.TimeoutExpired):
+                        run.jailed.wait(params.TERM_S)
                 self._fail(run, _unavailable(error))
 
     def _spawn(self, run: Run) -> None:
@@ -212,8 +216,8 @@ class CodeRuns:
         for name, pipe in (("stdout", jailed.stdout), ("stderr", jailed.stderr)):
             if pipe is not None:
                 run.outputs.append(Output(name, pipe, args.output_bytes))
-        self._watch(run)
         run.monitor = os.pidfd_open(jailed.monitor)
+        self._watch(run)
         self._loop.watch(run.monitor, lambda: self._ended(run))
         self._loop.watch(jailed, lambda: self._closed(run))
         run.closing = True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,10 @@ from llmos.kernel.syscalls import Request, Result, fitting, syscall
 
 if TYPE_CHECKING:
     from llmos.kernel.kernel import Kernel
+
+
+TEXT_BYTES = 20_000
+"""Of a file in one answer as text: each may become a replacement character of three."""
 
 
 @syscall(protocol.RunCode)
@@ -61,12 +66,23 @@ def _page(kernel: Kernel, args: protocol.ListCode, found: code_files.Listing) ->
 @syscall(protocol.ReadCode)
 def _read(kernel: Kernel, request: Request, args: protocol.ReadCode) -> Result:
     with _inside(kernel, request.call, args.project), kernel.code.projects.opened(args.project) as directory:
-        data, size = code_files.read(directory, args.path, args.offset, args.limit)
-        following = args.offset + len(data)
-        content: dict[str, Any] = {"text": data.decode(errors="replace")} if args.text else {"data": data}
-        rest = {"bytes": size, "next": following if data and following < size else 0}
+        limit = min(args.limit, TEXT_BYTES) if args.text else args.limit
+        data, size = code_files.read(directory, args.path, args.offset, limit)
+        content, taken = _text(data, args.offset + len(data) >= size) if args.text else ({"data": data}, len(data))
+        following = args.offset + taken
+        rest = {"bytes": size, "next": following if taken and following < size else 0}
         _reply(kernel, request.call, args.project, {**content, **rest})
     return None
+
+
+def _text(data: bytes, final: bool) -> tuple[dict[str, Any], int]:
+    """What it says up to its last whole character, and how many bytes that was."""
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    text = decoder.decode(data, final)
+    begun = len(decoder.getstate()[0])
+    if begun == len(data):  # less than a character was asked for
+        return {"text": data.decode(errors="replace")}, len(data)
+    return {"text": text}, len(data) - begun
 
 
 @syscall(protocol.WriteCode)

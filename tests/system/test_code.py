@@ -346,6 +346,25 @@ def test_names_that_nobody_would_choose(shared: System, user: Connection) -> Non
     assert not folder(shared).exists()
 
 
+def test_a_text_is_read_in_whole_characters(user: Connection) -> None:
+    """Page by page, whatever the size of a page; bytes that are none are replaced, and never make a page too large to send."""
+    text = "aü🜂" * 9_000
+    for start in range(0, len(text), 10_000):
+        part = {"text": text[start : start + 10_000], "append": start > 0}
+        user.call("code.write", {"project": "p", "path": "t", **part})
+    for limit in (48_000, 5_001):
+        read, at = "", 0
+        while True:
+            page = user.call("code.read", {"project": "p", "path": "t", "text": True, "offset": at, "limit": limit})
+            read, at = read + page["text"], page["next"]
+            if not at:
+                break
+        assert read == text
+    user.call("code.write", {"project": "p", "path": "b", "data": b"\xff" * 48_000})
+    assert user.call("code.read", {"project": "p", "path": "b", "text": True})["text"] == "\ufffd" * 20_000
+    assert user.call("code.read", {"project": "p", "path": "t", "text": True, "offset": 1, "limit": 1})["next"] == 2
+
+
 RACE = """
 import os
 os.makedirs("real"); open("real/f", "w").write("mine"); os.symlink({secret!r}, "fake")
