@@ -22,7 +22,6 @@ from typing import TYPE_CHECKING, Any
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import msgspec
-import structlog
 
 from llmos.ipc import log as logs
 from llmos.ipc import manifest as manifests
@@ -34,7 +33,9 @@ from llmos.userland.sdk import Client
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-log = structlog.get_logger()
+    import structlog
+
+log = logs.get_logger()
 
 
 class Config(msgspec.Struct, frozen=True):
@@ -62,7 +63,7 @@ class Agent:
     """The user's home, for words only: nothing of it is visible here."""
     tz: str = ""
     """IANA name of the user's time zone; empty for the machine's."""
-    log: structlog.typing.FilteringBoundLogger = field(default_factory=structlog.get_logger)
+    log: structlog.typing.FilteringBoundLogger = field(default_factory=logs.get_logger)
 
     def emit(self, **data: Any) -> None:
         """Tells whoever waits for the agent how it is doing; blocks while they are slow to read."""
