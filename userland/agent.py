@@ -44,8 +44,8 @@ class Config(msgspec.Struct, frozen=True):
     kind: str
     name: str
     manifest: Path
-    state: Path
     home: Path
+    state: Path = msgspec.field(default_factory=Path.cwd)
     args: dict[str, Any] = {}
     tz: str = ""
 
@@ -118,7 +118,15 @@ def run_agent(client: Client, config: Config) -> OpError | None:
 
 
 def main() -> int:
-    """0 when the agent returned, 1 when it failed or lost the system."""
+    """0 when the agent returned, 1 when it failed or lost the system.
+
+    A jail that was made before its agent was known imports the modules that are its arguments, and learns the rest of its environment, as
+    JSON, from standard input.
+    """
+    for module in sys.argv[1:]:
+        importlib.import_module(module)
+    if "LLMOS_CONFIG" not in os.environ:
+        os.environ.update(msgspec.json.decode(sys.stdin.buffer.read() or b"{}", type=dict[str, str]))
     try:
         config = msgspec.json.decode(os.environ["LLMOS_CONFIG"], type=Config, dec_hook=lambda kind, value: kind(value))
     except (KeyError, msgspec.MsgspecError) as error:
