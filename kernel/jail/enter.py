@@ -42,6 +42,8 @@ if TYPE_CHECKING:
         nice: int
         limits: list[tuple[int, int, int]]
         """Resource, soft, hard."""
+        inodes: dict[str, int]
+        """Directories in memory, and how many files each may hold."""
         landlock: list[tuple[str, str]] | None
         """Path and one of `read run write`; None leaves the layer out."""
         landlock_minimum: int
@@ -59,6 +61,7 @@ _LIBC.prctl.argtypes = (ctypes.c_int, *(ctypes.c_ulong,) * 4)
 _PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_SECCOMP, _PR_CAPBSET_DROP, _PR_SET_NO_NEW_PRIVS = 1, 4, 22, 24, 38
 _SECCOMP_MODE_FILTER = 2
 _SIGKILL = 9
+_MS_NOSUID, _MS_NODEV, _MS_REMOUNT = 2, 4, 32
 _LINUX_CAPABILITY_VERSION_3 = 0x20080522
 
 # System call numbers are one for all architectures from Linux 5.0 on.
@@ -144,8 +147,28 @@ def restrict_syscalls(program: bytes) -> None:
     _prctl("seccomp", _PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, ctypes.addressof(fprog))
 
 
+def limit_inodes(inodes: dict[str, int]) -> None:
+    """Bound the number of files of each directory in memory, which bubblewrap cannot.
+
+    A security module may forbid it (AppArmor's profile for bubblewrap does). Linux's own bound holds then: what the
+    empty files of one directory cost together is at most an eighth of the machine's memory.
+    """
+    for path, number in inodes.items():
+        flags = _MS_REMOUNT | _MS_NOSUID | _MS_NODEV
+        try:
+            _checked(_LIBC.mount(None, path.encode(), None, flags, b"nr_inodes=%d" % number), f"remount {path}")
+        except PermissionError:
+            return
+
+
+def give_up_capabilities() -> None:
+    """For good: programs that this process runs get none either, because of no_new_privs."""
+    header = struct.pack("=Ii", _LINUX_CAPABILITY_VERSION_3, 0)
+    _checked(_LIBC.capset(header, bytes(24)), "capset")
+
+
 def count_processes_under(real_uid: int) -> None:
-    """Root only: become another user in all but file access, then drop every capability for good.
+    """Root only: become another user in all but file access, and take every capability from what is run from here on.
 
     RLIMIT_NPROC does not hold for the real user 0, whatever its capabilities. File access goes by the effective user,
     which stays: the user's own files may well belong to root.
@@ -160,16 +183,16 @@ def count_processes_under(real_uid: int) -> None:
     except OSError as error:
         if error.errno != errno.EINVAL:  # EINVAL: past the last capability this Linux has
             raise
-    header = struct.pack("=Ii", _LINUX_CAPABILITY_VERSION_3, 0)
-    _checked(_LIBC.capset(header, bytes(24)), "capset")
 
 
 def close(settings: Settings) -> int:
     """Close the jail around this process. Returns the Landlock ABI in force, 0 without; raises OSError."""
     os.chdir(settings["cwd"])
     _prctl("PR_SET_NO_NEW_PRIVS", _PR_SET_NO_NEW_PRIVS, 1)
+    limit_inodes(settings["inodes"])
     if settings["real_uid"] is not None:
         count_processes_under(settings["real_uid"])
+    give_up_capabilities()
     if settings["parent"] is not None:
         _prctl("PR_SET_PDEATHSIG", _PR_SET_PDEATHSIG, _SIGKILL)
         if os.getppid() != settings["parent"]:

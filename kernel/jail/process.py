@@ -232,7 +232,11 @@ def _settings(policy: Policy, module: str, args: Sequence[str], layers: frozense
         machine = platform.machine()
         try:
             program = seccomp.program(
-                machine, allow_fork=policy.allow_fork, allow_exec=policy.allow_exec, own_mounts=mounts
+                machine,
+                allow_fork=policy.allow_fork,
+                allow_exec=policy.allow_exec,
+                own_mounts=mounts,
+                own_pids=not policy.share_pid,
             )
         except KeyError:
             raise JailError(f"the system calls of {machine} are not known here; x86_64 and aarch64 are") from None
@@ -246,6 +250,7 @@ def _settings(policy: Policy, module: str, args: Sequence[str], layers: frozense
         "real_uid": _FIRST_JAIL_UID + secrets.randbelow(_JAIL_UIDS) if _privileged() else None,
         "nice": policy.limits.nice,
         "limits": _limits(policy.limits, shared_user=not mounts and not _privileged()),
+        "inodes": view.inodes(policy) if mounts else {},
         "landlock": view.landlock(policy, mounts=mounts) if Layer.LANDLOCK in layers else None,
         "landlock_minimum": _LANDLOCK_MINIMUM[policy.tier],
         "seccomp": program,
@@ -261,6 +266,8 @@ def _limits(limits: Limits, *, shared_user: bool) -> list[tuple[int, int, int]]:
         resource.RLIMIT_FSIZE: limits.file_size,
         resource.RLIMIT_CPU: limits.cpu_seconds,
         resource.RLIMIT_CORE: 0,
+        resource.RLIMIT_RTPRIO: 0,
+        resource.RLIMIT_NICE: 0,
     }
     if shared_user and limits.processes is not None:
         wanted[resource.RLIMIT_NPROC] = limits.processes + _threads_of_user()

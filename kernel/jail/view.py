@@ -29,6 +29,8 @@ _DEVICES = {
     "/dev/random": "read",
     "/dev/urandom": "read",
 }
+_DEVICE_LINKS = {"/dev/fd": "/proc/self/fd", "/dev/stdin": "fd/0", "/dev/stdout": "fd/1", "/dev/stderr": "fd/2"}
+_PAGE, _FEWEST_INODES = 4096, 64
 _SCRATCH = ("/tmp", "/dev/shm")  # noqa: S108 - private to the jail, where bubblewrap makes them
 # Without an own process id namespace /proc would show everybody.
 _PROC_FILES = ("/proc/cpuinfo", "/proc/meminfo", "/proc/stat", "/proc/sys/vm/overcommit_memory")
@@ -138,12 +140,18 @@ def bubblewrap(policy: Policy, *, privileged: bool) -> list[str]:
     """
     arguments = ["--die-with-parent", "--new-session", "--unshare-ipc", "--unshare-net", "--unshare-uts"]
     arguments += ["--unshare-cgroup-try", "--hostname", "llmos", "--cap-drop", "ALL"]
+    arguments += ["--cap-add", "CAP_SYS_ADMIN"]  # for enter.limit_inodes, which gives it up
     if privileged:  # see enter.count_processes_under, which drops these
         arguments += ["--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID", "--cap-add", "CAP_SETPCAP"]
     else:
         arguments += ["--unshare-user"]
     arguments += [] if policy.share_pid else ["--unshare-pid", "--proc", "/proc"]
-    arguments += ["--dev", "/dev"]
+    # bubblewrap's own --dev brings terminals, and for them a second user namespace, where scratch could not be bounded.
+    arguments += ["--tmpfs", "/dev"]
+    for device in _DEVICES:
+        arguments += ["--dev-bind", device, device]
+    for name, target in _DEVICE_LINKS.items():
+        arguments += ["--symlink", target, name]
     for scratch in _SCRATCH:
         arguments += ["--perms", "1777", "--size", str(policy.scratch), "--tmpfs", scratch]
     granted = dict.fromkeys((*policy.read, *policy.path), "--ro-bind") | dict.fromkeys(policy.write, "--bind")
@@ -165,6 +173,11 @@ def bubblewrap(policy: Policy, *, privileged: bool) -> list[str]:
         arguments += ["--remount-ro", str(KERNEL)]
     arguments += [] if policy.share_pid else ["--remount-ro", "/proc"]  # as root, /proc/sys would be writable
     return [*arguments, "--remount-ro", "/dev", "--remount-ro", "/"]
+
+
+def inodes(policy: Policy) -> dict[str, int]:
+    """How many files each scratch directory may hold: one for every page, since an empty one costs memory too."""
+    return dict.fromkeys(_SCRATCH, max(policy.scratch // _PAGE, _FEWEST_INODES))
 
 
 def _read_only(path: Path) -> list[str]:
