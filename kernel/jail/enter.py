@@ -42,6 +42,8 @@ if TYPE_CHECKING:
         nice: int
         limits: list[tuple[int, int, int]]
         """Resource, soft, hard."""
+        granted: list[tuple[str, int, int]]
+        """Path, device and inode of what was granted."""
         inodes: dict[str, int]
         """Directories in memory, and how many files each may hold."""
         landlock: list[tuple[str, str]] | None
@@ -109,10 +111,13 @@ def landlock_abi() -> int:
     return max(abi, 0)
 
 
-def restrict_files(rules: list[tuple[str, str]], minimum: int) -> int:
+def restrict_files(
+    rules: list[tuple[str, str]], minimum: int, granted: list[tuple[str, int, int]] | None = None
+) -> int:
     """Landlock: deny all files but `rules`, TCP, and abstract sockets and signals to processes outside.
 
-    Uses as much as this Linux offers and returns its ABI. Raises OSError, also when the ABI is below `minimum`.
+    Uses as much as this Linux offers and returns its ABI. Raises OSError, also when the ABI is below `minimum`, and as
+    `compare`: without mounts a path may change until here.
     """
     abi = landlock_abi()
     if abi < minimum:
@@ -125,8 +130,11 @@ def restrict_files(rules: list[tuple[str, str]], minimum: int) -> int:
         attributes += struct.pack("=Q", _ABSTRACT_SOCKETS_AND_SIGNALS)
     size = ctypes.c_size_t(len(attributes))
     ruleset = _syscall("landlock_create_ruleset", _LANDLOCK_CREATE_RULESET, attributes, size, 0)
+    expected = {path: (device, inode) for path, device, inode in granted or ()}
     for path, kind in rules:
         fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
+        if path in expected:
+            _same(path, os.fstat(fd), expected[path])
         applicable = handled if stat.S_ISDIR(os.fstat(fd).st_mode) else handled & _FOR_NON_DIRECTORIES
         rule = struct.pack("=Qi", _RIGHTS[kind] & applicable, fd)
         _syscall(f"landlock_add_rule {path}", _LANDLOCK_ADD_RULE, ruleset, _LANDLOCK_RULE_PATH_BENEATH, rule, 0)
@@ -145,6 +153,17 @@ def restrict_syscalls(program: bytes) -> None:
     # struct sock_fprog { unsigned short len; struct sock_filter *filter; }
     fprog = ctypes.create_string_buffer(struct.pack("@HP", len(program) // 8, ctypes.addressof(instructions)))
     _prctl("seccomp", _PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, ctypes.addressof(fprog))
+
+
+def compare(granted: list[tuple[str, int, int]]) -> None:
+    """Raise OSError when a path is not what it was when the policy was checked: somebody has put a link in its place."""
+    for path, device, inode in granted:
+        _same(path, os.stat(path), (device, inode))  # noqa: PTH116  (pathlib takes longer to import than all of this)
+
+
+def _same(path: str, found: os.stat_result, expected: tuple[int, int]) -> None:
+    if (found.st_dev, found.st_ino) != expected:
+        raise OSError(errno.EXDEV, f"{path} was changed while the jail was being built")
 
 
 def limit_inodes(inodes: dict[str, int]) -> None:
@@ -187,6 +206,7 @@ def count_processes_under(real_uid: int) -> None:
 
 def close(settings: Settings) -> int:
     """Close the jail around this process. Returns the Landlock ABI in force, 0 without; raises OSError."""
+    compare(settings["granted"])
     os.chdir(settings["cwd"])
     _prctl("PR_SET_NO_NEW_PRIVS", _PR_SET_NO_NEW_PRIVS, 1)
     limit_inodes(settings["inodes"])
@@ -204,7 +224,7 @@ def close(settings: Settings) -> int:
     _prctl("PR_SET_DUMPABLE", _PR_SET_DUMPABLE, 0)
     abi = 0
     if settings["landlock"] is not None:
-        abi = restrict_files(settings["landlock"], settings["landlock_minimum"])
+        abi = restrict_files(settings["landlock"], settings["landlock_minimum"], settings["granted"])
     if settings["seccomp"] is not None:
         restrict_syscalls(settings["seccomp"])
     return abi

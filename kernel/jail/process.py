@@ -250,6 +250,7 @@ def _settings(policy: Policy, module: str, args: Sequence[str], layers: frozense
         "real_uid": _FIRST_JAIL_UID + secrets.randbelow(_JAIL_UIDS) if _privileged() else None,
         "nice": policy.limits.nice,
         "limits": _limits(policy.limits, shared_user=not mounts and not _privileged()),
+        "granted": view.identities(policy),
         "inodes": view.inodes(policy) if mounts else {},
         "landlock": view.landlock(policy, mounts=mounts) if Layer.LANDLOCK in layers else None,
         "landlock_minimum": _LANDLOCK_MINIMUM[policy.tier],

@@ -7,6 +7,7 @@ nothing else, and the rules of Landlock, which deny everything else. A path is a
 from __future__ import annotations
 
 import os
+import stat
 import sys
 import sysconfig
 from collections.abc import Iterable, Iterator
@@ -130,6 +131,31 @@ def check(policy: Policy, *, mounts: bool) -> None:
         above = not mounts and any(root.is_relative_to(path) for root in own)
         if below or above:
             raise JailError(f"{path} may not be writable: code that runs outside of jails is kept there")
+
+
+def identities(policy: Policy) -> list[tuple[str, int, int]]:
+    """Path, device and inode of everything granted, found without following a link.
+
+    bubblewrap opens what it mounts by name. So the inner half compares what arrived with what was checked here.
+    Raises JailError for a path with a link, or that is gone.
+    """
+    rows = []
+    for path in dict.fromkeys((*policy.read, *policy.write, *policy.path)):
+        at = os.open("/", os.O_PATH | os.O_CLOEXEC)
+        try:
+            for part in path.parts[1:]:
+                deeper = os.open(part, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=at)
+                os.close(at)
+                at = deeper
+            found = os.fstat(at)
+        except OSError as error:
+            raise JailError(f"{path} was changed while the jail was being built: {error.strerror}") from None
+        finally:
+            os.close(at)
+        if stat.S_ISLNK(found.st_mode):
+            raise JailError(f"{path} was changed while the jail was being built: it is a link now")
+        rows.append((str(path), found.st_dev, found.st_ino))
+    return rows
 
 
 def bubblewrap(policy: Policy, *, privileged: bool) -> list[str]:

@@ -21,7 +21,7 @@ import pytest
 import llmos.drivers
 import llmos.ipc
 import llmos.userland
-from llmos.kernel.jail import ALL_LAYERS, Jailed, JailError, Layer, Policy, Started, Tier, probe, spawn, view
+from llmos.kernel.jail import ALL_LAYERS, Jailed, JailError, Layer, Policy, Started, Tier, probe, process, spawn, view
 
 WHOLE = ALL_LAYERS
 UNMOUNTED = ALL_LAYERS - {Layer.MOUNTS}
@@ -308,6 +308,33 @@ def test_nothing_runs_when_the_jail_cannot_be_closed(program: Program, monkeypat
     with jailed.stdout as out:
         assert out.read() == b""
     assert jailed.wait(TIMEOUT_S) == 125
+
+
+@pytest.mark.parametrize("layers", [WHOLE, UNMOUNTED])
+def test_a_grant_that_turns_into_a_link_meanwhile_is_not_followed(
+    program: Program, tmp_path: Path, layers: frozenset[Layer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What bubblewrap opens by name is compared with what was checked: a link put there in between shows nothing."""
+    code = program("import os; print(os.listdir(os.environ['GRANTED']))")
+    granted, secret = tmp_path.resolve() / "granted", tmp_path.resolve() / "secret"
+    granted.mkdir()
+    (secret / "name").mkdir(parents=True)
+    environment = process._environment  # what is called last before bubblewrap starts
+
+    def swap(policy: Policy, home: str) -> dict[str, str]:
+        granted.rmdir()
+        granted.symlink_to(secret)
+        return environment(policy, home)
+
+    monkeypatch.setattr(process, "_environment", swap)
+    policy = Policy(read=(granted,), path=(code,), env={"GRANTED": str(granted)}, tier=Tier.B)
+    jailed = spawn(policy, "program", layers=layers, stdout=subprocess.PIPE)
+    with pytest.raises(JailError, match="changed while the jail was being built"):
+        jailed.started(TIMEOUT_S)
+    assert jailed.stdout is not None
+    with jailed.stdout as out:
+        assert out.read() == b""
+    jailed.wait(TIMEOUT_S)
 
 
 def test_started_times_out_while_the_outcome_is_open() -> None:
