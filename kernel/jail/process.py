@@ -5,7 +5,6 @@ from __future__ import annotations
 import marshal
 import os
 import platform
-import resource
 import secrets
 import shutil
 import signal
@@ -185,6 +184,13 @@ def spawn(
     Raises JailError when the policy makes no sense or `layers` cannot make its tier. What only shows while the jail
     is being built is raised by `Jailed.started`.
     """
+    if sys.platform != "linux":
+        from llmos.kernel.jail import elsewhere
+
+        environment = _environment(policy, str(policy.write[0]) if policy.write else "/")
+        return elsewhere.spawn(
+            policy, module, args, environment, pass_fds=pass_fds, stdin=stdin, stdout=stdout, stderr=stderr
+        )
     best = reachable(layers)
     if not best.at_least(policy.tier):
         missing = ", ".join(sorted(ALL_LAYERS - layers))
@@ -260,6 +266,8 @@ def _settings(policy: Policy, module: str, args: Sequence[str], layers: frozense
 
 def _limits(limits: Limits, *, shared_user: bool) -> list[tuple[int, int, int]]:
     """Resource, soft and hard limit. `shared_user`: Linux counts the processes outside of the jail too."""
+    import resource  # not on Windows, where this file still has to say that there are no jails
+
     wanted: dict[int, int | None] = {
         resource.RLIMIT_AS: limits.address_space,
         resource.RLIMIT_NOFILE: limits.open_files,
