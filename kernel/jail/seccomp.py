@@ -77,7 +77,9 @@ DEADLY = frozenset(
 # take a descriptor stay: to have one, the file must have been granted.
 _MODES_BY_PATH = frozenset("chmod chown fchmodat fchmodat2 fchownat lchown".split())
 
-# Landlock does not judge these either, and with the host's process ids there is somebody else to do it to.
+# Landlock does not judge these either, and with the host's process ids there is somebody else to do it to. A filter
+# cannot tell another process from a thread of one's own, and libzmq aborts when these fail for its threads: so for
+# everybody but the caller they do nothing, and say that it went well.
 _SCHEDULING = frozenset("sched_setaffinity sched_setparam sched_setscheduler".split())
 
 # Linux, include/uapi/linux/sched.h. CLONE_NEWTIME shares its bit with the exit signal of clone() and means something
@@ -124,7 +126,7 @@ def rules(*, allow_fork: bool, allow_exec: bool, own_mounts: bool, own_pids: boo
         **dict.fromkeys(REFUSED, refuse),
         **dict.fromkeys(DEADLY, bpf.KILL),
         **dict.fromkeys(_MODES_BY_PATH, bpf.ALLOW if own_mounts else refuse),
-        **({} if own_pids else dict.fromkeys(_SCHEDULING, bpf.if_among(0, (0,), bpf.ALLOW, refuse))),
+        **({} if own_pids else dict.fromkeys(_SCHEDULING, bpf.if_among(0, (0,), bpf.ALLOW, bpf.fail(0)))),
         **({} if own_pids else {"pidfd_open": refuse}),
         # Its arguments are behind a pointer; on ENOSYS C libraries use clone.
         "clone3": bpf.fail(errno.ENOSYS),

@@ -137,18 +137,23 @@ def read_memory_by_proc(stage: Stage) -> bool:
     return True
 
 
-@attempt()
+@attempt(depends=True)
 def move_victim_to_a_processor(stage: Stage) -> bool:
-    """Choose the processors that another process runs on."""
-    os.sched_setaffinity(stage.victim, os.sched_getaffinity(stage.victim))
-    return True
+    """Choose the processor that another process runs on, where there are two."""
+    before = os.sched_getaffinity(stage.victim)
+    os.sched_setaffinity(stage.victim, {min(before)})
+    moved = os.sched_getaffinity(stage.victim) != before
+    os.sched_setaffinity(stage.victim, before)
+    return moved
 
 
 @attempt()
 def schedule_victim(stage: Stage) -> bool:
     """Change how another process is scheduled."""
-    os.sched_setscheduler(stage.victim, os.sched_getscheduler(stage.victim), os.sched_getparam(stage.victim))
-    return True
+    os.sched_setscheduler(stage.victim, os.SCHED_BATCH, os.sched_param(0))
+    changed = os.sched_getscheduler(stage.victim) == os.SCHED_BATCH
+    os.sched_setscheduler(stage.victim, os.SCHED_OTHER, os.sched_param(0))
+    return changed
 
 
 @attempt()
