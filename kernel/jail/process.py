@@ -243,6 +243,7 @@ def _settings(policy: Policy, module: str, args: Sequence[str], layers: frozense
                 allow_exec=policy.allow_exec,
                 own_mounts=mounts,
                 own_pids=not policy.share_pid,
+                network=policy.network,
             )
         except KeyError:
             raise JailError(f"the system calls of {machine} are not known here; x86_64 and aarch64 are") from None
@@ -259,6 +260,7 @@ def _settings(policy: Policy, module: str, args: Sequence[str], layers: frozense
         "granted": view.identities(policy),
         "inodes": view.inodes(policy) if mounts else {},
         "landlock": view.landlock(policy, mounts=mounts) if Layer.LANDLOCK in layers else None,
+        "network": policy.network,
         "landlock_minimum": _LANDLOCK_MINIMUM[policy.tier],
         "seccomp": program,
     }
