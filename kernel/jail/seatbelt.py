@@ -36,6 +36,8 @@ _SYSTEM = (
 )
 _PROGRAMS = ("/bin", "/sbin", "/usr/bin", "/usr/libexec", "/usr/sbin")
 _DEVICES = ("/dev/null", "/dev/zero", "/dev/random", "/dev/urandom", "/dev/dtracehelper")
+_CERTIFICATES = ("/private/etc/ssl", "/private/etc/resolv.conf", "/private/etc/hosts")
+_RESOLVER = '(literal "/private/var/run/mDNSResponder")'
 # What libSystem, Python and thread pools ask for when they start.
 _SYSCTLS = """
     hw.activecpu hw.byteorder hw.cachelinesize_compat hw.cpufamily hw.cputype hw.logicalcpu hw.logicalcpu_max hw.machine
@@ -117,6 +119,11 @@ class _Rules:
         lines += _allow("network-outbound", [f"(remote unix-socket {place})" for place in (*read, *write)])
         lines += _allow("network-bind", [f"(local unix-socket {place})" for place in write])
         lines += _allow("network-inbound", [f"(local unix-socket {place})" for place in write])
+        if self.policy.network:
+            lines += _allow("system-socket", [f"(socket-domain {family})" for family in ("AF_INET", "AF_INET6")])
+            lines += _allow("network-outbound", ['(remote ip "*:*")', f"(remote unix-socket {_RESOLVER})"])
+        if self.policy.network or self.policy.certificates:
+            lines += _allow("file-read*", _fixed("subpath", _CERTIFICATES))
         # The last rule that matches wins: code is never written, whatever grant contains it.
         lines += [f"(deny file-write* {place})" for place in (*_subpaths(self._code), *_subpaths(self._parts))]
         return "\n".join(lines) + "\n"

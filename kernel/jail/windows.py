@@ -72,7 +72,7 @@ class Plan:
     moniker: str
     """Of the AppContainer; its SID is DeriveAppContainerSidFromAppContainerName of it."""
     capabilities: tuple[str, ...]
-    """Named capabilities, DeriveCapabilitySidsFromName of each. None leads to a network."""
+    """Named capabilities, DeriveCapabilitySidsFromName of each. None leads to a network that the policy does not give."""
     less_privileged: bool
     """PROC_THREAD_ATTRIBUTE_ALL_APPLICATION_PACKAGES_POLICY: what all containers may read is not granted."""
     grants: tuple[Grant, ...]
@@ -95,7 +95,8 @@ def plan(policy: Policy, program: Sequence[str], *, scratch: PurePath, name: str
     home = str(policy.write[0]) if policy.write else str(scratch)
     return Plan(
         moniker=_moniker(name, scratch),
-        capabilities=("lpacCryptoServices", "registryRead"),  # random numbers; what the C runtime reads at its start
+        # random numbers, and what the C runtime reads at its start
+        capabilities=("lpacCryptoServices", "registryRead", *(("internetClient",) if policy.network else ())),
         less_privileged=True,
         grants=tuple(_grants(policy, scratch)),
         job=JobLimits(

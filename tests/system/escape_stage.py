@@ -93,7 +93,7 @@ def _served(address: str, gift: Path | None) -> Iterator[None]:
             except OSError:
                 return
             with peer, suppress(OSError):
-                peer.settimeout(1)
+                peer.settimeout(10)
                 if gift is None:
                     peer.recv(64)
                     peer.sendall(b"OK 1234deadbeef\r\n")

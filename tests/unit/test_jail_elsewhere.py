@@ -120,8 +120,11 @@ def test_seatbelt_lets_only_unix_sockets_connect(place: Path) -> None:
     for operation in ("network-outbound", "network-bind", "network-inbound"):
         assert allowed(text, operation)
         assert all("unix-socket" in str(each) for each in allowed(text, operation))
-    assert '"localhost' not in text
     assert "(remote ip" not in text
+    assert "AF_INET" not in text
+    open_, _ = profile(Policy(read=(place,), network=True))
+    assert ["remote", "ip", '"*:*"'] in allowed(open_, "network-outbound")
+    assert "ip" not in str(allowed(open_, "network-bind"))
 
 
 def test_seatbelt_starts_nothing_that_the_policy_does_not_allow() -> None:
@@ -253,6 +256,7 @@ def test_windows_plan_has_no_network_and_no_descendants() -> None:
     )
     assert plan.job.kill_on_job_close
     assert "CHILD_PROCESS_RESTRICTED" in plan.mitigations
+    assert "internetClient" in planned(Policy(network=True)).capabilities
     forking = planned(Policy(allow_fork=True, limits=Limits(processes=9)))
     assert forking.job.active_processes == 9
     assert "CHILD_PROCESS_RESTRICTED" not in forking.mitigations

@@ -70,7 +70,7 @@ def connect_hidden_socket(stage: Stage) -> bool:
 def connect_tcp_by_ipv6(stage: Stage) -> bool:
     """Reach a server on this machine by the other protocol."""
     with socket.socket(socket.AF_INET6) as client:
-        client.settimeout(1)
+        client.settimeout(10)
         client.connect(("::ffff:127.0.0.1", stage.tcp))
         return True
 
@@ -79,7 +79,7 @@ def connect_tcp_by_ipv6(stage: Stage) -> bool:
 def connect_by_multipath_tcp(stage: Stage) -> bool:
     """Reach a server by the kind of TCP that Landlock does not judge."""
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM, 262) as client:
-        client.settimeout(1)
+        client.settimeout(10)
         client.connect(("127.0.0.1", stage.tcp))
         return True
 
@@ -116,7 +116,7 @@ def send_abstract_datagram(stage: Stage) -> bool:
 def be_handed_the_secret(stage: Stage) -> bool:
     """Take an open file from an accomplice outside."""
     with socket.socket(socket.AF_UNIX) as client:
-        client.settimeout(2)
+        client.settimeout(10)
         client.connect("\0" + stage.abstract)
         _, descriptors, _, _ = socket.recv_fds(client, 1, 1)
         return stage.token.encode() in os.pread(descriptors[0], 4096, 0)
@@ -126,7 +126,7 @@ def be_handed_the_secret(stage: Stage) -> bool:
 def hand_out_a_descriptor(stage: Stage) -> bool:
     """Give an accomplice outside an open directory of the jail."""
     with socket.socket(socket.AF_UNIX) as client:
-        client.settimeout(2)
+        client.settimeout(10)
         client.connect("\0" + stage.abstract)
         return socket.send_fds(client, [b"x"], [os.open(stage.state, os.O_RDONLY)]) == 1
 
@@ -136,7 +136,7 @@ def call_the_session_bus(stage: Stage) -> bool:
     """Log in at D-Bus, which starts programs on demand."""
     address = os.environ.get("DBUS_SESSION_BUS_ADDRESS", f"unix:path={stage.socket}")
     with socket.socket(socket.AF_UNIX) as client:
-        client.settimeout(2)
+        client.settimeout(10)
         client.connect(address.partition("=")[2])
         client.sendall(b"\0AUTH EXTERNAL " + str(os.geteuid()).encode().hex().encode() + b"\r\n")
         return client.recv(64).startswith(b"OK")
