@@ -78,6 +78,7 @@ class _Rules:
         self._parts = self._named("PART", view.kernel_parts(policy))
         self._read = self._named("READ", policy.read)
         self._write = self._named("WRITE", (scratch, *policy.write))
+        self._kernel = self._named("KERNEL", (view.KERNEL,) if policy.kernel_modules else ())
         self._executable = self._named("EXECUTABLE", executables())
         shown = (*view.interpreter(), *view.packages(), *view.kernel_parts(policy), *policy.path, *policy.read)
         above = {parent for path in (*shown, *policy.write, scratch, *executables()) for parent in path.parents}
@@ -100,6 +101,7 @@ class _Rules:
         lines += _allow("file-read*", [*code, *_fixed("subpath", _PROGRAMS if self.policy.allow_exec else ())])
         lines += _allow("file-map-executable", code)
         lines += _allow("file-read*", ['(literal "/")', *_fixed("literal", _DEVICES), *_literals(self._executable)])
+        lines += _allow("file-read*", _literals(self._kernel))  # imports list the directory of a package
         lines += _allow("file-read-metadata", _literals(self._above))
         lines += _allow("file-read*", [*read, *write])
         lines += _allow("file-write*", write)

@@ -127,6 +127,15 @@ def test_seatbelt_lets_only_unix_sockets_connect(place: Path) -> None:
     assert "ip" not in str(allowed(open_, "network-bind"))
 
 
+def test_seatbelt_shows_the_named_parts_of_the_kernel() -> None:
+    """A policy that names `core` may list the kernel's directory and read that part of it."""
+    _, parameters = profile(Policy(kernel_modules=("core",)))
+    assert parameters["KERNEL_0"] == str(view.KERNEL)
+    assert {str(view.KERNEL / "core"), str(view.KERNEL / "__init__.py")} == {
+        path for name, path in parameters.items() if name.startswith("PART")
+    }
+
+
 def test_seatbelt_starts_nothing_that_the_policy_does_not_allow() -> None:
     """Without exec and fork only the interpreter itself is run, by sandbox-exec; with them the system's programs are."""
     closed, parameters = profile(Policy())
