@@ -1,9 +1,9 @@
 """The guard: a process that does nothing but wait for the kernel's end, and then ends whatever is left of its jails.
 
-A jail dies with the kernel by itself (`bwrap --die-with-parent`, and its inner half finds nobody to report to), but for a moment while it is
-being built: bubblewrap's monitor has asked to die with us and has not yet let its child go on. If the kernel is killed just then, the child
-waits for ever. So every process of a jail carries a mark in its environment, and what still carries it once the kernel is gone is killed: by
-the guard at once, and by the next boot, should somebody have killed the guard.
+A jail dies with the kernel by itself (`bwrap --die-with-parent`, and its inner half finds nobody to report to), but for a moment while
+it is being built: bubblewrap's monitor has asked to die with us and has not yet let its child go on. If the kernel is killed just then,
+the child waits for ever. So every process of a jail carries a mark in its environment, and what still carries it once the kernel is gone
+is killed: by the guard at once, and by the next boot, should somebody have killed the guard.
 """
 
 from __future__ import annotations

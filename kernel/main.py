@@ -17,7 +17,7 @@ import structlog
 
 from llmos.ipc import paths
 from llmos.ipc.errors import Code, OpError
-from llmos.kernel import guard, jail, launch, params
+from llmos.kernel import guard, jail, launch
 from llmos.kernel.audit import Audit
 from llmos.kernel.audit import Kind as AuditKind
 from llmos.kernel.events import Events
@@ -59,6 +59,7 @@ def main(argv: list[str] | None = None) -> int:
         _set_up_signals(kernel)
         kernel.start_gates()  # from here on anybody can connect
         kernel.start_drivers()
+        kernel.watch()
         kernel.choose_model(arguments.model)  # loaded once the drivers are up
         loop.run()
         if kernel.failed is not None:
@@ -158,7 +159,7 @@ def _set_up_logs(ring: LogRing) -> None:
 
     def keep(_logger: Any, _method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
         line = " ".join(f"{key}={value!r}" for key, value in event.items() if value is not None)
-        ring.lines.append(line[: params.LOG_LINE])
+        ring.add(line)
         return event
 
     structlog.configure(

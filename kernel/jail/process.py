@@ -74,6 +74,11 @@ class Jailed:
         return self._outcome.pid if isinstance(self._outcome, Started) else None
 
     @property
+    def monitor(self) -> int:
+        """Host pid of the process that `spawn` started: everything in the jail is, or descends from, it."""
+        return self._process.pid
+
+    @property
     def stdin(self) -> IO[bytes] | None:
         """The pipe to its standard input, when `spawn` was asked for one."""
         return self._process.stdin
@@ -155,7 +160,9 @@ class Jailed:
             if not self._mounts:
                 os.killpg(self._process.pid, signal.SIGKILL)
             else:
-                if not self._has_started():  # the child that bubblewrap's monitor has not let go yet would wait for ever
+                if (
+                    not self._has_started()
+                ):  # the child that bubblewrap's monitor has not let go yet would wait for ever
                     with suppress(ProcessLookupError):
                         os.killpg(self._process.pid, signal.SIGKILL)
                 # Killing the monitor ends the jail too, but only some time after `wait` has returned.

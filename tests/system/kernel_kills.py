@@ -88,4 +88,4 @@ def main(count: int, seconds: float) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(*([int(sys.argv[1])] if sys.argv[1:] else [200]), float(sys.argv[2]) if sys.argv[2:] else 1.5))
+    sys.exit(main(int(sys.argv[1]) if sys.argv[1:] else 200, float(sys.argv[2]) if sys.argv[2:] else 1.5))
