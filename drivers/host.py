@@ -355,7 +355,7 @@ def main() -> int:
             log.error("driver.failed", detail=error.detail, hint=error.hint)
             return 1
         except Exception as error:  # the driver's own code
-            log.exception("driver.failed", detail=f"{type(error).__name__} in setup")
+            log.exception("driver.failed", detail=f"{type(error).__name__} in setup: {str(error)[:200]}")
             return 1
         return _run(connection, host)
 

@@ -542,8 +542,7 @@ class Kernel:
         used = {"used": excess.used, "allowed": excess.allowed}
         label = self.authority.labels.of(process.name) if process.manifest is not None else BOTTOM
         self.topics.publish("proc.limit", {**about, **used}, "kernel", label)
-        lasting = excess.lasting and process.kind is Kind.DRIVER
-        self.supervisor.put_down(process, excess.public, excess.details, for_good=lasting)
+        self.supervisor.put_down(process, excess.public, excess.details, for_good=excess.lasting)
 
     # -- events and changes ----------------------------------------------------------------------------------------
 

@@ -38,9 +38,9 @@ DRIVER_DISK = 2 << 30  # the same of a driver
 AGENT_FILES = 10_000  # files and directories in it
 DRIVER_FILES = 100_000  # the same of a driver
 MAX_TASKS = 512  # processes and threads of one jail, which its rlimits bound first
-BURN_SHARE = 0.9  # of a processor that a process must use from look to look to be called busy
-AGENT_BURN_S = 600.0  # seconds that an agent may be busy without a call of its own under way
-DRIVER_BURN_S = 300.0  # seconds that a driver may be busy without a call to serve
+BURN_SHARE = 0.2  # of a processor that a process may use for ever with no call to show for it
+AGENT_BURN_S = 480.0  # seconds of processor that an agent may use beyond that: ten minutes of a whole one without a call of its own
+DRIVER_BURN_S = 240.0  # the same of a driver: five minutes without a call to serve
 
 # health
 PING_S = 5.0  # seconds between two pings to a driver

@@ -37,8 +37,8 @@ class Usage:
     disk: int = 0
     """Bytes in its directory, as of the last whole walk."""
     files: int = 0
-    busy_since: float = 0.0
-    """On the loop's clock: since when it has been busy with nobody's call; 0 when it is not."""
+    burnt: float = 0.0
+    """Seconds of processor that it used with no call to show for it, beyond what anybody may, less what it left unused since."""
 
     def describe(self) -> dict[str, Any]:
         """Its part of a row of `proc.list`."""

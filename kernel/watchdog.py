@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import structlog
@@ -16,7 +16,7 @@ import structlog
 from llmos.kernel import params, usage
 from llmos.kernel.disk import Walk
 from llmos.kernel.loop import Loop
-from llmos.kernel.process import Process, ProcessTable
+from llmos.kernel.process import Kind, Process, ProcessTable
 from llmos.kernel.usage import Allowed
 
 log = structlog.get_logger()
@@ -30,15 +30,12 @@ class Excess:
     """`memory`, `tasks`, `cpu` or `disk`."""
     used: float
     allowed: float
-    """In MB, tasks, seconds or MB; of a directory with too many files, the files."""
+    """In MB, tasks, seconds beyond a fifth of a processor, or MB; of a directory with too many files, the files."""
     public: str
     """In words that say nothing of what the process did."""
     details: str
-
-    @property
-    def lasting(self) -> bool:
-        """Whether it would be the same after a restart."""
-        return self.limit == "disk"
+    lasting: bool = False
+    """Whether it would be the same after a restart."""
 
 
 class Watchdog:
@@ -97,18 +94,18 @@ class Watchdog:
         pids = usage.members(process.jailed.monitor)
         seen = usage.sample(pids, self._device(process))
         known = process.usage
-        fresh = known.at < process.born  # it has been started again since
-        if fresh:
+        if known.at < process.born:  # it has been started again since
             process.usage = known = usage.Usage()
         memory = seen.rss + seen.held_memory
         if seen.rss <= params.WATCH_PSS_RSS or (allowed.memory is not None and memory > allowed.memory):
             told = usage.shared_out(pids)
             memory = memory if told is None else told[0] + max(told[1], seen.held_memory)
-        known.share = 0.0 if fresh else max(0.0, seen.cpu_s - known.cpu_s) / max(now - known.at, 1e-3)
+        took, passed = max(0.0, seen.cpu_s - known.cpu_s), now - (known.at or process.born)
+        known.share = took / max(passed, 1e-3)
+        charged = 0.0 if self._serving(process) else took
+        known.burnt = max(0.0, known.burnt + charged - params.BURN_SHARE * passed)
         known.at, known.memory, known.cpu_s, known.tasks = now, memory, seen.cpu_s, seen.tasks
         known.held = seen.held_disk
-        busy = known.share >= params.BURN_SHARE and not self._serving(process)
-        known.busy_since = (known.busy_since or now) if busy else 0.0
         excess = self._excess(process, allowed)
         if excess is not None:
             self._report(process, excess)
@@ -120,12 +117,12 @@ class Watchdog:
         if seen.tasks > params.MAX_TASKS:
             details = f"it had {seen.tasks} processes and threads, and may have {params.MAX_TASKS}"
             return Excess("tasks", seen.tasks, params.MAX_TASKS, "it had more processes than it may", details)
-        burnt = self._loop.clock() - seen.busy_since if seen.busy_since else 0.0
-        if allowed.burn_s is not None and burnt > allowed.burn_s:
-            details = f"it kept a processor busy for {burnt:.0f} s with no call to show for it"
-            return Excess("cpu", burnt, allowed.burn_s, "it kept a processor busy for nobody", details)
+        if allowed.burn_s is not None and seen.burnt > allowed.burn_s:
+            details = f"it kept a processor busy for {seen.burnt:.0f} s more than it may with no call to show for it"
+            return Excess("cpu", round(seen.burnt, 1), allowed.burn_s, "it kept a processor busy for nobody", details)
         if allowed.disk is not None and seen.disk + seen.held > allowed.disk:
-            return self._full(process, allowed)
+            words = f"with {seen.disk / 1e6:.0f} MB in its directory, files that it had deleted and held open made"
+            return _sized("disk", "it took more room on the disk than it may", words, seen.disk + seen.held, allowed.disk)
         return None
 
     # -- the disk ------------------------------------------------------------------------------------------------------
@@ -169,15 +166,15 @@ class Watchdog:
             details = f"{path} holds more than {allowed.files} files"
             found = Excess("disk", seen.files, allowed.files, public, details)
         else:
-            found = _sized("disk", public, f"{path} holds", seen.disk + seen.held, allowed.disk or 0)
-        if process.kind.value != "driver":
+            found = _sized("disk", public, f"{path} holds", seen.disk, allowed.disk or 0)
+        if process.kind is not Kind.DRIVER:
             return found
         hint = f"take out what is not needed there, then `llmosctl driver restart {process.program}`"
-        return Excess(found.limit, found.used, found.allowed, public, f"{found.details}; {hint}")
+        return replace(found, details=f"{found.details}; {hint}", lasting=True)
 
     def _report(self, process: Process, excess: Excess) -> None:
         log.warning("process.limit", name=process.name, limit=excess.limit, used=excess.used, allowed=excess.allowed)
-        process.usage.busy_since = 0.0
+        process.usage.burnt = 0.0
         self._over(process, excess)
 
     def _device(self, process: Process) -> int:

@@ -1,4 +1,4 @@
-"""kill -9 of the kernel at random moments of its boot: `python -m tests.system.kernel_kills [COUNT] [SECONDS]`.
+"""kill -9 of the kernel at random moments of its boot: `python -m tests.system.kernel_kills [COUNT] [SECONDS] [SIGNAL]`.
 
 Whatever is orphaned becomes a child of this process (PR_SET_CHILD_SUBREAPER), so that nothing can be overlooked. The last line is JSON:
 how many kernels were killed, how many of them before they were ready, what outlived them, and what the last boot found in order.
@@ -21,6 +21,11 @@ from pathlib import Path
 _PR_SET_CHILD_SUBREAPER = 36
 GONE_S = 10.0
 """Seconds that what a kernel leaves behind may take to be gone, on a machine with much else to do."""
+
+
+def adopt() -> None:
+    """From now on orphans are ours."""
+    ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
 def children() -> list[int]:
@@ -57,9 +62,9 @@ def describe(pid: int) -> str:
         return f"{pid} (gone since)"
 
 
-def main(count: int, seconds: float) -> int:
+def main(count: int, seconds: float, number: signal.Signals) -> int:
     """1 when anything was left."""
-    ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    adopt()
     left: list[str] = []
     unready = 0
     with tempfile.TemporaryDirectory(prefix="kk") as name:
@@ -69,7 +74,7 @@ def main(count: int, seconds: float) -> int:
             ready = bool(select.select([told], [], [], random.uniform(0.05, seconds))[0])
             unready += not ready
             os.close(told)
-            os.kill(pid, signal.SIGKILL)
+            os.kill(pid, number)
             end = time.monotonic() + GONE_S
             while (alive := children()) and time.monotonic() < end:
                 time.sleep(0.01)
@@ -88,4 +93,5 @@ def main(count: int, seconds: float) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(int(sys.argv[1]) if sys.argv[1:] else 200, float(sys.argv[2]) if sys.argv[2:] else 1.5))
+    words = dict(enumerate(sys.argv))
+    sys.exit(main(int(words.get(1, "200")), float(words.get(2, "1.5")), signal.Signals[words.get(3, "SIGKILL")]))
