@@ -165,8 +165,9 @@ class Ready(Syscall, frozen=True):
 
 
 class Status(Syscall, frozen=True):
-    """→ `{version, uptime_s, ready_s, pid, rss_mb, home, state, socket, tier, model, counts, broken}`.
+    """→ `{version, uptime_s, ready_s, pid, rss_mb, home, state, socket, tier, limits, model, counts, broken}`.
 
+    `limits` is `{by, reason}`: whether what processes use is held by `cgroup`, Linux itself, or looked after by the `watchdog`.
     `model.state` is one of `none starting loading ready failed`.
     """
 

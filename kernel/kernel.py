@@ -27,6 +27,7 @@ from llmos.kernel.audit import Audit
 from llmos.kernel.authority import ENDED, Authority
 from llmos.kernel.calls import Call, Calls
 from llmos.kernel.capability import USER, Capability, Right
+from llmos.kernel.cgroup import Groups
 from llmos.kernel.events import Events
 from llmos.kernel.forward import NOTHING, Forwarder
 from llmos.kernel.health import Health
@@ -70,11 +71,13 @@ class Kernel:
         log_ring: LogRing,
         *,
         headless: bool = False,
+        groups: Groups = Groups(works=False, reason="not tried"),  # noqa: B008  (immutable)
     ) -> None:
         self.loop = loop
         self.places = places
         self.journal = stores.journal
         self.report = report
+        self.groups = groups
         self.log_ring = log_ring
         self.booted = loop.clock()
         self.ready_s = 0.0
@@ -101,7 +104,9 @@ class Kernel:
             self.calls, self.authority, self.asking, self.programs, self.processes, self.gates.message
         )
         self.model = Model(loop, places.models, self._model_changed, self.authority)
-        self.supervisor = Supervisor(loop, report, self._command, self._process_ended)
+        self.supervisor = Supervisor(
+            loop, report, self._command, self._process_ended, lambda process: groups.prefix(process.kind.value)
+        )
         self.agents = Agents(
             self.authority, self.programs, self.processes, self.supervisor, str(places.home), self.revoked
         )

@@ -17,7 +17,7 @@ import structlog
 
 from llmos.ipc import paths
 from llmos.ipc.errors import Code, OpError
-from llmos.kernel import guard, jail, launch
+from llmos.kernel import cgroup, guard, jail, launch
 from llmos.kernel.audit import Audit
 from llmos.kernel.audit import Kind as AuditKind
 from llmos.kernel.events import Events
@@ -45,11 +45,13 @@ def main(argv: list[str] | None = None) -> int:
         lock = _lock(places)  # one kernel per runtime directory
         _tidy(places)  # what a kernel that was killed has left
         report = _sandbox(arguments.tier)  # what this machine can confine, by trying
+        groups = cgroup.probe()  # whether Linux itself can hold what they may use
         journal = Journal(places.state / "journal.db")
         audit = Audit(places.state / "audit.db", journal)
         audit.append(AuditKind.BOOT, "kernel", "boot", "started", sync=True)
         events = Events(places.state / "events.db")
-        kernel = Kernel(loop, places, Stores(journal, audit, events), report, ring, headless=arguments.headless)
+        stores = Stores(journal, audit, events)
+        kernel = Kernel(loop, places, stores, report, ring, headless=arguments.headless, groups=groups)
         kernel.load_grants()  # who may do what
         kernel.topics.declare(kernel.programs.drivers.values())  # what is kept of what is published
         _write_token(places, kernel.peers.user_token)  # what a person's programs prove themselves with

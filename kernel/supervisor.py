@@ -37,17 +37,24 @@ class Supervisor:
     """Owns every child of the kernel.
 
     Args:
+        prefix: what comes before the command of a process, so that it runs in a control group; empty for none.
         ended: called when a process has ended, after its resources are gone and before a restart is planned.
         command: makes the `Command` of a process. Raises `OpError` when it cannot be started now.
     """
 
     def __init__(
-        self, loop: Loop, report: Report, command: Callable[[Process], Command], ended: Callable[[Process, str], None]
+        self,
+        loop: Loop,
+        report: Report,
+        command: Callable[[Process], Command],
+        ended: Callable[[Process, str], None],
+        prefix: Callable[[Process], Sequence[str]] = lambda _: (),
     ) -> None:
         self._loop = loop
         self._report = report
         self._command = command
         self._ended = ended
+        self._prefix = prefix
         self._children: dict[Process, Jailed] = {}
         self._deadlines: dict[Process, Timer] = {}
         self._starting: set[Process] = set()
@@ -89,6 +96,7 @@ class Supervisor:
                 layers=self._report.layers,
                 pass_fds=command.pass_fds,
                 stderr=subprocess.PIPE,
+                prefix=self._prefix(process),
             )
         except OSError as error:  # no memory, no process to be had: it may pass
             self._plan_restart(process, str(error))

@@ -116,6 +116,7 @@ def _status(kernel: Kernel, request: Request, args: protocol.Status) -> Result: 
         "state": str(kernel.places.state),
         "socket": str(paths.bus_socket(kernel.places.runtime)),
         "tier": kernel.report.tier.value,
+        "limits": {"by": "cgroup" if kernel.groups.works else "watchdog", "reason": kernel.groups.reason},
         "model": {"name": model.name or "", "state": model.state, "problem": model.problem, **model.info},
         "counts": {
             "processes": len(kernel.processes),

@@ -122,7 +122,9 @@ class Watchdog:
             return Excess("cpu", round(seen.burnt, 1), allowed.burn_s, "it kept a processor busy for nobody", details)
         if allowed.disk is not None and seen.disk + seen.held > allowed.disk:
             words = f"with {seen.disk / 1e6:.0f} MB in its directory, files that it had deleted and held open made"
-            return _sized("disk", "it took more room on the disk than it may", words, seen.disk + seen.held, allowed.disk)
+            return _sized(
+                "disk", "it took more room on the disk than it may", words, seen.disk + seen.held, allowed.disk
+            )
         return None
 
     # -- the disk ------------------------------------------------------------------------------------------------------

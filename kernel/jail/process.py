@@ -185,8 +185,11 @@ def spawn(
     stdin: int | IO[bytes] | None = subprocess.DEVNULL,
     stdout: int | IO[bytes] | None = None,
     stderr: int | IO[bytes] | None = None,
+    prefix: Sequence[str] = (),
 ) -> Jailed:
     """Run `python -m module args…` in a jail made of `layers`; does not wait for it.
+
+    `prefix` is a command that executes the rest in place.
 
     `pass_fds` keep their numbers inside; all others are closed. `layers` is what `probe` found. Call from a thread
     that outlives the jail: Linux ends the jail when the thread that started it ends.
@@ -218,7 +221,7 @@ def spawn(
                 fds.append(options_fd)
                 command = [_bubblewrap(), "--args", str(options_fd), "--", *command]
             process = subprocess.Popen(
-                command,
+                [*prefix, *command],
                 stdin=stdin,
                 stdout=stdout,
                 stderr=stderr,

@@ -68,8 +68,7 @@ def log_of(world: World, name: str = "hostile") -> str:
     "code",
     [
         f"self.hog = b'x' * {HOG}; import time; time.sleep(60)",
-        f"import os; self.hog = os.memfd_create('hog'); [os.write(self.hog, b'x' * 1000000) for _ in range({HOG} // 1000000)]"
-        "; import time; time.sleep(60)",
+        f"import os, time; fd = os.memfd_create('hog'); [os.write(fd, b'x' * 1000000) for _ in range({HOG} // 1000000)]; time.sleep(60)",
     ],
     ids=["heap", "memfd"],
 )
@@ -123,8 +122,8 @@ def test_a_driver_whose_directory_is_full_is_left_down_until_it_is_emptied(world
 def test_deleted_files_that_are_held_open_count(world: World) -> None:
     """They take room that no walk finds; the driver comes back, because its end gives it free."""
     before = row(world)["restarts"]
-    directory = world.home("drivers/hostile")
-    do(world, f"self.held = open({str(directory)!r} + '/x', 'wb'); self.held.write(b'x' * (30 << 20)); import os; os.unlink(self.held.name)")
+    path = str(world.home("drivers/hostile/x"))
+    do(world, f"import os; self.held = open({path!r}, 'wb'); self.held.write(b'x' * (30 << 20)); os.unlink({path!r})")
     world.system.until(lambda: (found := row(world))["restarts"] > before and found["state"] == "ready")
     assert "deleted" in log_of(world)
 
@@ -132,7 +131,7 @@ def test_deleted_files_that_are_held_open_count(world: World) -> None:
 def test_who_computes_for_nobody_is_ended(world: World) -> None:
     """A driver with no call to serve, and an agent; one that computes for its caller is left alone."""
     before = row(world)["restarts"]
-    busy = "import time\nend = time.monotonic() + 4\nwhile time.monotonic() < end: pass\nout['done'] = True"
+    busy = "import time\nend = time.monotonic() + 2.5\nwhile time.monotonic() < end: pass\nout['done'] = True"
     assert do(world, busy) == {"done": True}
     assert row(world)["restarts"] == before
     do(world, "import threading\ndef burn():\n while True: pass\nthreading.Thread(target=burn, daemon=True).start()")
@@ -147,7 +146,9 @@ def test_who_computes_for_nobody_is_ended(world: World) -> None:
 def test_an_agents_directory_is_bounded_and_goes_with_it(world: World) -> None:
     """However many files it made, and however deep."""
     with pytest.raises(OpError) as caught:
-        world.run("for n in range(1500): open(f'{n}', 'w').close()\nfor n in range(1500): os.mkdir('d'), os.chdir('d')\ntime.sleep(60)")
+        world.run(
+            "for n in range(1500): open(f'{n}', 'w').close()\nfor n in range(1500): os.mkdir('d'), os.chdir('d')\ntime.sleep(60)"
+        )
     assert "holds" in caught.value.detail
     world.system.until(lambda: not list(world.home("agents").iterdir()))
 
@@ -156,7 +157,7 @@ def test_a_driver_that_does_not_answer_is_restarted_and_a_busy_one_is_not(world:
     """Stopped, or with a loop in C that holds the interpreter: ended. All of its workers asleep: left alone."""
     world.system.until(lambda: row(world)["state"] == "ready")
     before = {name: row(world, name)["restarts"] for name in ("hostile", "post", "browser_history")}
-    sleepers = [in_background(lambda: do(world, "import time; time.sleep(5); out['slept'] = 1")) for _ in range(5)]
+    sleepers = [in_background(lambda: do(world, "import time; time.sleep(4.5); out['slept'] = 1")) for _ in range(5)]
     os.kill(row(world, "browser_history")["os_pid"], signal.SIGSTOP)
     for thread, told in sleepers:
         thread.join(30)
@@ -164,9 +165,9 @@ def test_a_driver_that_does_not_answer_is_restarted_and_a_busy_one_is_not(world:
     world.system.until(lambda: row(world, "browser_history")["restarts"] > before["browser_history"])
     assert "did not answer" in log_of(world, "browser_history")
     assert row(world)["restarts"] == before["hostile"]
-    told = do(world, "import re; re.match('(a+)+$', 'a' * 60 + 'b')")
-    assert told["code"] is Code.PEER_DIED
-    assert "did not answer" in told["detail"]
+    end = do(world, "import re; re.match('(a+)+$', 'a' * 60 + 'b')")
+    assert end["code"] is Code.PEER_DIED
+    assert "did not answer" in end["detail"]
     assert row(world, "post")["restarts"] == before["post"]
 
 
@@ -235,10 +236,10 @@ def test_those_that_will_not_end_are_ended_in_order(system: System) -> None:
     assert not [pid for pid in pids if Path(f"/proc/{pid}").exists()]
 
 
-@pytest.mark.parametrize("number", ["SIGKILL", "SIGTERM", "SIGINT"])
-def test_a_kernel_that_is_killed_while_it_boots_leaves_nothing(number: str) -> None:
+@pytest.mark.parametrize(("number", "count"), [("SIGKILL", "4"), ("SIGTERM", "2"), ("SIGINT", "2")])
+def test_a_kernel_that_is_killed_while_it_boots_leaves_nothing(number: str, count: str) -> None:
     """At random moments; the next one boots over what files it left, and clears its agents' directories."""
-    command = [sys.executable, "-m", "tests.system.kernel_kills", "4", "0.8", number]
+    command = [sys.executable, "-m", "tests.system.kernel_kills", count, "0.8", number]
     done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
 
@@ -255,3 +256,113 @@ def test_a_jail_that_is_killed_while_it_is_built_leaves_nothing() -> None:
         "sys.exit(len(children()))"
     )
     assert subprocess.run([sys.executable, "-c", code], timeout=60, check=False).returncode == 0
+
+
+FAKE_SYSTEMD = """#!/bin/sh
+echo "$*" >> "${0%/*}/scopes"
+while [ "$1" != -- ]; do shift; done
+case "$*" in *memory.max*) echo 268435456; exit;; esac
+shift
+exec "$@"
+"""
+
+
+def test_jails_run_in_scopes_where_systemd_makes_them(system: System) -> None:
+    """Drivers and agents get one with their limits, gates do not; what systemd-run needs to know does not reach a jail, and all works."""
+    fake = system.root / "bin" / "systemd-run"
+    fake.parent.mkdir()
+    fake.write_text(FAKE_SYSTEMD)
+    fake.chmod(0o755)
+    system.environment |= {"PATH": f"{fake.parent}:{os.environ['PATH']}", "XDG_RUNTIME_DIR": str(system.root)}
+    world = World(system)
+    world.boot()
+    assert world.user.call("sys.status")["limits"]["by"] == "cgroup"
+    told = do(world, "import os; out['env'] = sorted(os.environ)")
+    assert "XDG_RUNTIME_DIR" not in told["env"]
+    assert "LLMOS_TOKEN" in told["env"]
+    assert world.run("told['ran'] = 1") == {"ran": 1}
+    lines = (fake.parent / "scopes").read_text().splitlines()
+    _trial, *scopes = [line for line in lines if line.startswith("--user")]
+    drivers = sum(one["kind"] == "driver" for one in world.processes())
+    assert len(scopes) == drivers + 1
+    assert all("MemoryMax=" in scope and "TasksMax=512" in scope for scope in scopes)
+    os.kill(row(world)["os_pid"], signal.SIGKILL)
+    assert do(world, "out['back'] = 1") == {"back": 1}
+
+
+def ctl(world: World, *argv: str, **more: Any) -> subprocess.Popen[Any]:
+    """llmosctl, on this system."""
+    environment = {**os.environ, **world.system.environment}
+    command = [sys.executable, "-m", "llmos.userland.cli", *argv]
+    return subprocess.Popen(command, env=environment, **more)
+
+
+def test_a_log_is_followed_over_restarts(world: World) -> None:
+    """Every line once, whoever wrote it."""
+    world.system.until(lambda: row(world)["state"] == "ready")
+    do(world, "import os; os.write(2, b'first\\n')")
+    follow = ctl(world, "logs", "hostile", "-n", "1", "-f", stdout=subprocess.PIPE, text=True)
+    assert follow.stdout is not None
+    follow.stdout.readline()  # it follows
+    for number in range(3):
+        do(world, f"import os\nfor n in range(400): os.write(2, b'mark %d\\n' % (n + {400 * number}))")
+        world.user.call("proc.kill", {"pid": row(world)["pid"], "force": True})
+        world.system.until(lambda: row(world)["state"] == "ready")
+    seen: list[int] = []
+    while len(seen) < 1200:
+        line = follow.stdout.readline()
+        seen += [int(line.split()[1])] if line.startswith("mark") else []
+    assert seen == list(range(1200))
+    follow.send_signal(signal.SIGINT)
+    follow.stdout.close()
+    assert follow.wait(10) == 130
+
+
+def test_top_shows_everybody_and_ends_with_q(world: World) -> None:
+    """Once where nobody looks, live on a terminal, in both with what each uses of what it may."""
+    out, _ = ctl(world, "top", stdout=subprocess.PIPE, text=True).communicate(timeout=30)
+    assert next(line for line in out.splitlines() if " hostile " in line).count("/") == 2
+    ours, theirs = os.openpty()
+    live = ctl(world, "top", "--every", "0.3", stdin=theirs, stdout=theirs)
+    os.close(theirs)
+    text = b""
+    while b"q ends" not in text or b"hostile" not in text:
+        text += os.read(ours, 65536)
+    os.write(ours, b"q")
+    reader = in_background(lambda: list(iter(lambda: _rest(ours), b"")))
+    assert live.wait(20) == 0
+    os.close(ours)
+    reader[0].join(10)
+
+
+def _rest(fd: int) -> bytes:
+    try:
+        return os.read(fd, 65536)
+    except OSError:  # its other end is closed
+        return b""
+
+
+@pytest.mark.model
+def test_a_core_that_hangs_is_ended_and_comes_back(system: System) -> None:
+    """Stopped in the middle of a generation: the caller hears PEER_DIED, and the next one is served."""
+    system.params = {"PING_S": 0.3, "CORE_SILENT_S": 2.0, "PING_MISSES": 100}
+    system.use_models()
+    assert system.start()["ready"]
+    user = system.connect()
+    prompt = {"prompt": "Once upon a time", "max_tokens": 2000}
+    thread, heard = in_background(lambda: user.call("llm.generate", prompt, timeout=60))
+    system.until(lambda: row_of_core(system)["state"] == "ready", 60)
+    stream = system.connect().stream("llm.generate", prompt, timeout=60)
+    next(iter(stream))
+    os.kill(row_of_core(system)["os_pid"], signal.SIGSTOP)
+    with pytest.raises(OpError) as caught:
+        stream.finish()
+    assert caught.value.code is Code.PEER_DIED
+    assert "said nothing" in caught.value.detail
+    thread.join(30)
+    assert heard[0].code is Code.PEER_DIED
+    assert user.call("llm.generate", {**prompt, "max_tokens": 3}, timeout=60)["usage"]["completion"] >= 1
+
+
+def row_of_core(system: System) -> dict[str, Any]:
+    return system.process_named("core")
