@@ -55,7 +55,16 @@ def scope(memory: int, tasks: int, weight: int) -> list[str]:
     properties = [word for name, value in limits.items() for word in ("-p", f"{name}={value}")]
     reached = [f"{name}={os.environ[name]}" for name in _BUS if name in os.environ]
     hidden = [word for name in _BUS for word in ("-u", name)]
-    run = [shutil.which("systemd-run") or "systemd-run", "--user", "--scope", "--quiet", "--collect", "--slice=llmos", *properties, "--"]
+    run = [
+        shutil.which("systemd-run") or "systemd-run",
+        "--user",
+        "--scope",
+        "--quiet",
+        "--collect",
+        "--slice=llmos",
+        *properties,
+        "--",
+    ]
     return ["/usr/bin/env", *reached, *run, "/usr/bin/env", *hidden]
 
 

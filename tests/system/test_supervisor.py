@@ -287,6 +287,7 @@ def test_jails_run_in_scopes_where_systemd_makes_them(system: System) -> None:
     assert len(scopes) == drivers + 1
     assert all("MemoryMax=" in scope and "TasksMax=512" in scope for scope in scopes)
     os.kill(row(world)["os_pid"], signal.SIGKILL)
+    system.until(lambda: (found := row(world))["restarts"] == 1 and found["state"] == "ready")
     assert do(world, "out['back'] = 1") == {"back": 1}
 
 
