@@ -367,3 +367,26 @@ def test_a_core_that_hangs_is_ended_and_comes_back(system: System) -> None:
 
 def row_of_core(system: System) -> dict[str, Any]:
     return system.process_named("core")
+
+
+def test_whatever_bears_the_mark_of_a_kernel_ends_with_it(system: System) -> None:
+    """The guard kills it when the kernel is killed, and the next boot what a guard that was killed has left; others' are let alone."""
+
+    def marked(mark: str) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(["sleep", "100"], env={"LLMOS_RUN": mark})
+
+    system.start()
+    environment = Path(f"/proc/{system.process_named('filesystem')['os_pid']}/environ").read_bytes().decode()
+    mark = environment.partition("LLMOS_RUN=")[2].partition("\0")[0]
+    runtime, _, number = mark.rpartition(":")
+    assert runtime == str(system.socket.parent.parent)
+    assert number
+    own, other = marked(mark), marked(f"{runtime}2:{number}")
+    system.stop(kill=True)
+    assert own.wait(20) == -signal.SIGKILL
+    left = marked(f"{runtime}:of-another-run")
+    assert system.start()["ready"]
+    assert left.wait(1) == -signal.SIGKILL
+    assert other.poll() is None
+    other.kill()
+    other.wait()
