@@ -27,8 +27,10 @@ from llmos.kernel.audit import Audit
 from llmos.kernel.authority import ENDED, Authority
 from llmos.kernel.calls import Call, Calls
 from llmos.kernel.capability import USER, Capability, Right
+from llmos.kernel.cgroup import Groups
 from llmos.kernel.events import Events
 from llmos.kernel.forward import NOTHING, Forwarder
+from llmos.kernel.health import Health
 from llmos.kernel.inference import Model
 from llmos.kernel.journal import Journal
 from llmos.kernel.labels import BOTTOM, Label, Source
@@ -41,6 +43,7 @@ from llmos.kernel.spares import Command
 from llmos.kernel.supervisor import Supervisor
 from llmos.kernel.topics import Topics
 from llmos.kernel.values import REFERENCE
+from llmos.kernel.watchdog import Excess, Watchdog
 
 log = structlog.get_logger()
 
@@ -69,11 +72,13 @@ class Kernel:
         log_ring: LogRing,
         *,
         headless: bool = False,
+        groups: Groups = Groups(works=False, reason="not tried"),  # noqa: B008  (immutable)
     ) -> None:
         self.loop = loop
         self.places = places
         self.journal = stores.journal
         self.report = report
+        self.groups = groups
         self.log_ring = log_ring
         self.booted = loop.clock()
         self.ready_s = 0.0
@@ -100,10 +105,14 @@ class Kernel:
             self.calls, self.authority, self.asking, self.programs, self.processes, self.gates.message
         )
         self.model = Model(loop, places.models, self._model_changed, self.authority)
-        self.supervisor = Supervisor(loop, report, self._command, self._process_ended)
+        self.supervisor = Supervisor(
+            loop, report, self._command, self._process_ended, lambda kind: groups.prefix(kind.value)
+        )
         self.agents = Agents(
             self.authority, self.programs, self.processes, self.supervisor, str(places.home), self.revoked
         )
+        self.health = Health(loop, self.processes, self.gates.message, self.model.silent_s, self.supervisor.put_down)
+        self.watchdog = Watchdog(loop, self.processes, self._own_directory, self._serves, self._over_limit)
         self._declared: dict[str, list[str]] = {}
         """Driver → the capabilities it has by its manifest alone."""
         self._core_process: Process | None = None
@@ -140,6 +149,11 @@ class Kernel:
     def start_drivers(self) -> None:
         for name, manifest in self.programs.drivers.items():
             self.supervisor.start(self.processes.add(Kind.DRIVER, name, manifest=manifest))
+
+    def watch(self) -> None:
+        """See to it that everybody answers and nobody takes too much."""
+        self.health.start()
+        self.watchdog.start()
 
     def rescan(self) -> Changes:
         """Something was installed or removed: new drivers start, changed ones start again, removed ones end."""
@@ -231,16 +245,25 @@ class Kernel:
             return
         self.stopping = True
         self.topics.publish("sys.shutdown", {}, "kernel")
-        self.supervisor.stop_all()
-        self.model.shutdown()
-        self.loop.later(params.TERM_S + 1, self.loop.stop)
-        self._stop_when_empty()
+        self.loop.later(params.DOWN_S, self.loop.stop)
+        self._stop_in_order([Kind.AGENT, Kind.DRIVER, Kind.CORE])
 
-    def _stop_when_empty(self) -> None:
-        if self.supervisor.children(Kind.AGENT, Kind.DRIVER, Kind.CORE):
-            self.loop.later(0.02, self._stop_when_empty)
-        else:
+    def _stop_in_order(self, kinds: list[Kind]) -> None:
+        """Each kind once the one before it has ended, of itself or by force; none may start meanwhile."""
+        if not kinds:
             self.loop.later(0.05, self.loop.stop)  # the gates have a moment to send the last answers
+            return
+        if kinds[0] is Kind.CORE:
+            self.model.shutdown()
+        self.supervisor.stop_all(kinds[0])
+
+        def look() -> None:
+            if self.supervisor.children(kinds[0]):
+                self.loop.later(0.01, look)
+            else:
+                self._stop_in_order(kinds[1:])
+
+        look()
 
     def close(self) -> None:
         """Nobody outlives the kernel; what was spent is remembered exactly."""
@@ -313,7 +336,8 @@ class Kernel:
             if header.kind is Message.CALL:
                 self._call(peer, header, raw_body)
             elif header.kind is Message.REPLY:
-                self.forwarder.answered(peer.conn, header, raw_body)
+                if not self.health.answered(peer.conn, header.id):
+                    self.forwarder.answered(peer.conn, header, raw_body)
             elif header.kind is Message.CREDIT:
                 self.calls.credit(peer.conn, header.id, header.n)
             elif header.kind is Message.CANCEL:
@@ -510,13 +534,32 @@ class Kernel:
         if process.conn:
             self.peers.drop(process.conn, f"{process.name} ended ({reason})")
         self.model.drop(process.name)
-        told = reason if process.trouble else reason.partition(" ")[0]  # no more of its exit status than a word
+        told = (
+            reason if process.trouble else reason.partition(" ")[0].rstrip(":")
+        )  # no more of its exit status than a word
         self.topics.publish("proc.ended", {"pid": process.pid, "name": process.name, "reason": told}, "kernel")
         if process.kind is Kind.AGENT:
-            self.agents.ended(process, reason)
+            self.agents.ended(process, process.details or reason)
         elif process.state is State.FAILED:
             self.forwarder.given_up(process, reason)
             self._check_ready()
+
+    def _own_directory(self, process: Process) -> Path | None:
+        if process.kind is Kind.DRIVER:
+            return launch.driver_folder(process.program, self.places)
+        return process.own
+
+    def _serves(self, process: Process) -> bool:
+        """Whether it has something to compute for: a driver a call to serve, an agent one under way."""
+        return bool(self.calls.load(process.conn) or self.calls.made_by(process.conn))
+
+    def _over_limit(self, process: Process, excess: Excess) -> None:
+        """It uses more than it may: everybody hears of it, and it ends."""
+        about = {"pid": process.pid, "name": process.name, "limit": excess.limit}
+        used = {"used": excess.used, "allowed": excess.allowed}
+        label = self.authority.labels.of(process.name) if process.manifest is not None else BOTTOM
+        self.topics.publish("proc.limit", {**about, **used}, "kernel", label)
+        self.supervisor.put_down(process, excess.public, excess.details, for_good=excess.lasting)
 
     # -- events and changes ----------------------------------------------------------------------------------------
 

@@ -75,7 +75,7 @@ def program(process: Process, places: Places, held: Iterable[Capability], tier: 
     }
     state: tuple[Path, ...] = ()
     if driver:
-        state = (private_directory(places.state / "drivers" / process.program),)
+        state = (private_directory(driver_folder(process.program, places)),)
         told["state"] = str(state[0])
     bus = paths.bus_socket(places.runtime)
     own = {"LLMOS_TOKEN": process.token, "LLMOS_CONFIG": _packed(told)}
@@ -108,6 +108,11 @@ def _import_roots(manifest: DriverManifest | AgentManifest) -> tuple[Path, ...]:
 def agents_folder(places: Places) -> Path:
     """Where each agent has a directory of its own while it lives."""
     return places.state / "agents"
+
+
+def driver_folder(name: str, places: Places) -> Path:
+    """A driver's own directory, which it keeps."""
+    return places.state / "drivers" / name
 
 
 def private_directory(path: Path) -> Path:

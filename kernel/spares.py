@@ -54,8 +54,8 @@ class Start:
     own: Path | None
 
 
-def start(command: Command, layers: frozenset[Layer]) -> Start:
-    """Does not wait. Raises `JailError`, `OSError`."""
+def start(command: Command, layers: frozenset[Layer], prefix: Sequence[str]) -> Start:
+    """Does not wait. `prefix` comes before the command, which it executes. Raises `JailError`, `OSError`."""
     policy, own = command.policy, None
     if command.own is not None:
         command.own.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -71,6 +71,7 @@ def start(command: Command, layers: frozenset[Layer]) -> Start:
             pass_fds=command.pass_fds,
             stdin=subprocess.PIPE if command.orders else subprocess.DEVNULL,
             stderr=subprocess.PIPE,
+            prefix=prefix,
         )
     except (JailError, OSError):
         if own is not None:
@@ -104,13 +105,13 @@ class Spares:
     """A few of them.
 
     Args:
-        layers: of the jails.
+        make: starts one.
         discard: called with the directory of one that is not needed.
     """
 
-    def __init__(self, loop: Loop, layers: frozenset[Layer], discard: Callable[[Path], None]) -> None:
+    def __init__(self, make: Callable[[Command], Start], loop: Loop, discard: Callable[[Path], None]) -> None:
+        self._start = make
         self._loop = loop
-        self._layers = layers
         self._discard = discard
         self._spares: list[_Spare] = []
         self._wanted: list[Command] = []
@@ -169,7 +170,7 @@ class Spares:
             self._end(self._spares[0])
         command = (lacking or self._wanted)[0]
         try:
-            made = start(command, self._layers)
+            made = self._start(command)
         except (JailError, OSError, OpError) as error:
             log.warning("spare.failed", err=str(error))
             return

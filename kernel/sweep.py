@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import subprocess
+import time
 from collections import deque
 from pathlib import Path
 
@@ -14,7 +15,9 @@ from llmos.kernel.loop import Loop
 
 log = structlog.get_logger()
 
-_COMMAND = ("rm", "-rf", "--one-file-system", "--")
+_COMMAND = ("sh", "-c", 'chmod -R u+rwx -- "$1"; rm -rf -- "$1"', "sh")
+_LONGEST_S = 2.0
+"""Seconds that what is left may take at the end; the rest goes at the next boot."""
 
 
 class Sweeper:
@@ -28,15 +31,22 @@ class Sweeper:
 
     def sweep(self, path: Path) -> None:
         """Does not wait."""
+        with contextlib.suppress(OSError):  # most have nothing in them
+            path.rmdir()
+            return
         self._waiting.append(path)
         if self._running is None:
             self._next()
 
     def close(self) -> None:
-        """What is not gone yet goes at the next boot."""
-        self._waiting.clear()
-        if self._running is not None:
-            self._running.kill()
+        """Wait a moment for it; what is not gone then goes at the next boot."""
+        end = time.monotonic() + _LONGEST_S
+        while self._running is not None:
+            try:
+                self._running.wait(max(0.0, end - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                self._waiting.clear()
+                self._running.kill()
             self._over()
 
     def _next(self) -> None:

@@ -22,6 +22,7 @@ from llmos.userland.cli import (
     perm,
     process,
     system,
+    top,
     undo,
     why,
 )
@@ -43,7 +44,7 @@ def options(output: Output = Format.TABLE) -> None:
     """An operating system for local language models."""
 
 
-for part in (system, doctor, ask, process, call, approval, undo, why):
+for part in (system, doctor, ask, process, top, call, approval, undo, why):
     part.add_to(app)
 for noun in (model, driver, app_key, perm, approval, audit, event):
     app.add_typer(noun.app)
