@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 import pluggy
-import structlog
 
 from llmos.drivers import hooks
 from llmos.drivers.sdk import MARK, MAX_UNDO, PREVIEW_MARK, Call, Driver, DriverEnv, zone_named
@@ -45,7 +44,7 @@ MAX_PREVIEW = 20_000
 _UNSHOWN = frozenset(("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"))
 """Categories of characters that change how others are shown, or show nothing."""
 
-log = structlog.get_logger()
+log = logs.get_logger()
 
 _serving: contextvars.ContextVar[int] = contextvars.ContextVar("serving", default=0)
 """Id of the call that this thread serves: calls made for it name it as their parent."""
@@ -249,21 +248,18 @@ def _count(result: dict[str, Any]) -> int | None:
 
 
 class Workers:
-    """Threads that serve calls; with a count of 0, the caller's own thread does."""
+    """Threads that serve calls; with a count of 0, whichever calls `work` does."""
 
     def __init__(self, count: int, serve: Callable[[Incoming], None]) -> None:
         self._serve = serve
         self._queue: queue.SimpleQueue[Incoming | None] = queue.SimpleQueue()
-        self._threads = [threading.Thread(target=self._work, name=f"op-{n}", daemon=True) for n in range(count)]
+        self._threads = [threading.Thread(target=self.work, name=f"op-{n}", daemon=True) for n in range(count)]
         for thread in self._threads:
             thread.start()
 
     def take(self, incoming: Incoming) -> None:
-        """Serve it, now or as soon as a thread is free."""
-        if self._threads:
-            self._queue.put(incoming)
-        else:
-            self._serve(incoming)
+        """Serve it as soon as a thread is free."""
+        self._queue.put(incoming)
 
     def end(self, seconds: float) -> bool:
         """Wait for what runs; False when something is still running after that."""
@@ -274,7 +270,12 @@ class Workers:
             thread.join(max(0.0, limit - time.monotonic()))
         return not any(thread.is_alive() for thread in self._threads)
 
-    def _work(self) -> None:
+    def finish(self) -> None:
+        """Let `work` return once it has served what came."""
+        self._queue.put(None)
+
+    def work(self) -> None:
+        """Serve what comes, until the end."""
         while (incoming := self._queue.get()) is not None:
             self._serve(incoming)
 
@@ -298,6 +299,24 @@ def serve(connection: Connection, workers: Workers) -> None:
             return
         give_up = float("inf")
         workers.take(incoming)
+
+
+def serve_here(connection: Connection, workers: Workers) -> None:
+    """The same with the ops in this thread and the socket in another, so that the kernel's pings are answered while an op runs."""
+    failures: list[OpError] = []
+
+    def listen() -> None:
+        try:
+            serve(connection, workers)
+        except OpError as error:
+            failures.append(error)
+        finally:
+            workers.finish()
+
+    threading.Thread(target=listen, name="socket", daemon=True).start()
+    workers.work()
+    if failures:
+        raise failures[0]
 
 
 def _environment(config: Config, manifest: manifests.DriverManifest, connection: Connection) -> DriverEnv:
@@ -335,7 +354,7 @@ def main() -> int:
             log.error("driver.failed", detail=error.detail, hint=error.hint)
             return 1
         except Exception as error:  # the driver's own code
-            log.exception("driver.failed", detail=f"{type(error).__name__} in setup")
+            log.exception("driver.failed", detail=f"{type(error).__name__} in setup: {str(error)[:200]}")
             return 1
         return _run(connection, host)
 
@@ -348,7 +367,7 @@ def _run(connection: Connection, host: DriverHost) -> int:
     try:
         say_ready()
         connection.on_greeted = say_ready
-        serve(connection, workers)
+        (serve if host.driver.threads else serve_here)(connection, workers)
     except OpError as error:
         log.error("driver.lost", detail=error.detail)
         return 1

@@ -169,8 +169,9 @@ class Ready(Syscall, frozen=True):
 
 
 class Status(Syscall, frozen=True):
-    """→ `{version, uptime_s, ready_s, pid, rss_mb, home, state, socket, tier, model, counts, broken}`.
+    """→ `{version, uptime_s, ready_s, pid, rss_mb, home, state, socket, tier, limits, model, counts, broken}`.
 
+    `limits` is `{by, reason}`: whether what processes use is held by `cgroup`, Linux itself, or looked after by the `watchdog`.
     `model.state` is one of `none starting loading ready failed`.
     """
 
@@ -216,10 +217,19 @@ class Spawn(Syscall, frozen=True):
 
 
 class ListProcesses(Syscall, frozen=True):
-    """→ `{processes: [{pid, name, kind, state, parent, os_pid, started, restarts, rss_mb, cpu_s, calls, status, label}]}`"""
+    """→ `{processes: [{pid, name, kind, state, parent, os_pid, started, restarts, rss_mb, pss_mb, cpu_s, cpu_pct, threads, disk_mb, calls,
+    status, label, limits}], next}`, by pid
+
+    `rss_mb` is the program's own; `pss_mb` (shared memory by its share), `cpu_s`, `cpu_pct` (of one processor) and `threads` are of all
+    in its jail, `disk_mb` of its own directory, all as the watchdog saw them last. `limits` has those of `pss_mb` and `disk_mb` that it
+    may not pass.
+    `next` is the `after` of the next page, 0 when there is none.
+    """
 
     OP = "proc.list"
     RIGHT = "proc.read"
+    after: Annotated[int, Meta(ge=-1)] = -1
+    """Only those with a greater pid; the kernel is 0."""
 
 
 class Kill(Syscall, frozen=True):
@@ -232,12 +242,20 @@ class Kill(Syscall, frozen=True):
 
 
 class Logs(Syscall, frozen=True):
-    """The last lines a process wrote to stderr, oldest first. → `{name, lines: [str]}`"""
+    """The last lines a process wrote to stderr, oldest first. → `{name, lines: [str], next, more}`
+
+    With `after` the lines that came after that one, oldest first, over all restarts of the process: `next` is the `after` of the next call,
+    `more` says whether there are lines already that did not fit. A `name` that several have is answered with the one whose log this is.
+    """
 
     OP = "proc.logs"
     RIGHT = "proc.read"
     name: Annotated[str, Meta(max_length=60)]
     lines: Annotated[int, Meta(ge=1, le=1000)] = 100
+    after: Annotated[int, Meta(ge=0)] | None = None
+    """Number of a line."""
+    since: Annotated[float, Meta(ge=0)] = 0.0
+    """Seconds since 1970 UTC."""
 
 
 class Emit(Syscall, frozen=True):
@@ -857,6 +875,7 @@ SYSCALLS: dict[str, type[Syscall]] = {call.OP: call for call in Syscall.__subcla
 TOPICS = {
     "proc.started": "a process is ready: {pid, name}",
     "proc.ended": "a process ended: {pid, name, reason}, the reason being exit, killed, or what the kernel did not like",
+    "proc.limit": "a process used more than it may, and is ended: {pid, name, limit, used, allowed}; limit is memory, tasks, cpu or disk",
     "sys.model": "the model's state changed: {state, model}",
     "sys.shutdown": "the system is going down: {}",
     "approval.requested": "a call waits for the user's word: {id, op, holder, expires}",

@@ -30,7 +30,7 @@ from llmos.kernel.calls import Call
 from llmos.kernel.capability import USER
 from llmos.kernel.code_projects import Project, Projects
 from llmos.kernel.code_run import Output, Run, policy, sealed
-from llmos.kernel.code_usage import usage
+from llmos.kernel.code_usage import look
 from llmos.kernel.flow import Decision, Request, Verdict
 from llmos.kernel.jail import JailError, Layer, Report, spawn
 from llmos.kernel.journal import Journal
@@ -253,10 +253,12 @@ class CodeRuns:
         """What it uses; from time to time."""
         if run.over or run.why or run.jailed is None:
             return
-        run.used = usage(run.process.os_pid, run.jailed.init if run.args.processes else None, run.used)
+        run.used = look(run.jailed.monitor, os.fstat(run.directory).st_dev, run.used)
         full = self.projects.room()
         if run.used.now_mb > run.args.memory_mb:
             self._end(run, f"it needed more than {run.args.memory_mb} MB")
+        elif run.used.held_bytes > params.CODE_BYTES:
+            self._end(run, f"it held more than {params.CODE_BYTES >> 20} MiB in files that it had deleted")
         elif full:
             self._end(run, full)
         elif not run.looking:

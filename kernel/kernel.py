@@ -5,9 +5,9 @@ receive (from the gate) → decide (who is it, may it) → act (a syscall, or ha
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import structlog
@@ -28,9 +28,11 @@ from llmos.kernel.audit import Audit
 from llmos.kernel.authority import ENDED, Authority
 from llmos.kernel.calls import Call, Calls
 from llmos.kernel.capability import USER, Capability, Right
+from llmos.kernel.cgroup import Groups
 from llmos.kernel.code import CodeRuns
 from llmos.kernel.events import Events
 from llmos.kernel.forward import NOTHING, Forwarder
+from llmos.kernel.health import Health
 from llmos.kernel.inference import Model
 from llmos.kernel.journal import Journal
 from llmos.kernel.labels import BOTTOM, Label, Source
@@ -39,9 +41,11 @@ from llmos.kernel.loop import Loop, Timer
 from llmos.kernel.peers import Peer, Peers
 from llmos.kernel.process import Kind, LogRing, Process, ProcessTable, State, now
 from llmos.kernel.programs import Changes, Programs
-from llmos.kernel.supervisor import Command, Supervisor
+from llmos.kernel.spares import Command
+from llmos.kernel.supervisor import Supervisor
 from llmos.kernel.topics import Topics
 from llmos.kernel.values import REFERENCE
+from llmos.kernel.watchdog import Excess, Watchdog
 
 log = structlog.get_logger()
 
@@ -70,11 +74,13 @@ class Kernel:
         log_ring: LogRing,
         *,
         headless: bool = False,
+        groups: Groups = Groups(works=False, reason="not tried"),  # noqa: B008  (immutable)
     ) -> None:
         self.loop = loop
         self.places = places
         self.journal = stores.journal
         self.report = report
+        self.groups = groups
         self.log_ring = log_ring
         self.booted = loop.clock()
         self.ready_s = 0.0
@@ -101,10 +107,14 @@ class Kernel:
             self.calls, self.authority, self.asking, self.programs, self.processes, self.gates.message
         )
         self.model = Model(loop, places.models, self._model_changed, self.authority)
-        self.supervisor = Supervisor(loop, report, self._command, self._process_ended)
+        self.supervisor = Supervisor(
+            loop, report, self._command, self._process_ended, lambda kind: groups.prefix(kind.value)
+        )
         self.agents = Agents(
             self.authority, self.programs, self.processes, self.supervisor, str(places.home), self.revoked
         )
+        self.health = Health(loop, self.processes, self.gates.message, self.model.silent_s, self.supervisor.put_down)
+        self.watchdog = Watchdog(loop, self.processes, self._own_directory, self._serves, self._over_limit)
         self.code = CodeRuns(loop, places.state / "code", stores.journal, self.authority, self.processes, report)
         self.authority.judges[protocol.RunCode.OP] = self.code.judge
         self._declared: dict[str, list[str]] = {}
@@ -124,6 +134,7 @@ class Kernel:
 
     def start_gates(self) -> None:
         """The apps' one only when there are apps."""
+        self.supervisor.sweep(launch.agents_folder(self.places))
         self.supervisor.start(self.processes.add(Kind.GATE, gates.SYSTEM))
         if len(self.apps):
             self.start_apps_gate()
@@ -142,6 +153,11 @@ class Kernel:
     def start_drivers(self) -> None:
         for name, manifest in self.programs.drivers.items():
             self.supervisor.start(self.processes.add(Kind.DRIVER, name, manifest=manifest))
+
+    def watch(self) -> None:
+        """See to it that everybody answers and nobody takes too much."""
+        self.health.start()
+        self.watchdog.start()
 
     def rescan(self) -> Changes:
         """Something was installed or removed: new drivers start, changed ones start again, removed ones end."""
@@ -233,17 +249,26 @@ class Kernel:
             return
         self.stopping = True
         self.topics.publish("sys.shutdown", {}, "kernel")
-        self.supervisor.stop_all()
         self.code.stop_all()
-        self.model.shutdown()
-        self.loop.later(params.TERM_S + 1, self.loop.stop)
-        self._stop_when_empty()
+        self.loop.later(params.DOWN_S, self.loop.stop)
+        self._stop_in_order([Kind.AGENT, Kind.DRIVER, Kind.CORE])
 
-    def _stop_when_empty(self) -> None:
-        if self.supervisor.children(Kind.AGENT, Kind.DRIVER, Kind.CORE):
-            self.loop.later(0.02, self._stop_when_empty)
-        else:
+    def _stop_in_order(self, kinds: list[Kind]) -> None:
+        """Each kind once the one before it has ended, of itself or by force; none may start meanwhile."""
+        if not kinds:
             self.loop.later(0.05, self.loop.stop)  # the gates have a moment to send the last answers
+            return
+        if kinds[0] is Kind.CORE:
+            self.model.shutdown()
+        self.supervisor.stop_all(kinds[0])
+
+        def look() -> None:
+            if self.supervisor.children(kinds[0]):
+                self.loop.later(0.01, look)
+            else:
+                self._stop_in_order(kinds[1:])
+
+        look()
 
     def close(self) -> None:
         """Nobody outlives the kernel; what was spent is remembered exactly."""
@@ -317,7 +342,8 @@ class Kernel:
             if header.kind is Message.CALL:
                 self._call(peer, header, raw_body)
             elif header.kind is Message.REPLY:
-                self.forwarder.answered(peer.conn, header, raw_body)
+                if not self.health.answered(peer.conn, header.id):
+                    self.forwarder.answered(peer.conn, header, raw_body)
             elif header.kind is Message.CREDIT:
                 self.calls.credit(peer.conn, header.id, header.n)
             elif header.kind is Message.CANCEL:
@@ -490,7 +516,16 @@ class Kernel:
             log.info("boot.ready", dur_ms=round(self.ready_s * 1000))
             if self._core_start is not None:
                 self._start_core()
+            self._expect_agents()
             self.on_ready()
+
+    def _expect_agents(self) -> None:
+        """What the shipped agents are started with, as long as none of them has been granted a directory."""
+        for name, manifest in self.programs.agents.items():
+            if jail.is_own(Path(manifest.directory)):
+                like = Process(0, Kind.AGENT, name, manifest=manifest)
+                self.supervisor.expect(launch.program(like, self.places, (), self.report.tier))
+                return
 
     # -- processes -------------------------------------------------------------------------------------------------
 
@@ -523,14 +558,32 @@ class Kernel:
         if process.conn:
             self.peers.drop(process.conn, f"{process.name} ended ({reason})")
         self.model.drop(process.name)
-        told = reason if process.trouble else reason.partition(" ")[0]  # no more of its exit status than a word
+        told = (
+            reason if process.trouble else reason.partition(" ")[0].rstrip(":")
+        )  # no more of its exit status than a word
         self.topics.publish("proc.ended", {"pid": process.pid, "name": process.name, "reason": told}, "kernel")
         if process.kind is Kind.AGENT:
-            self.agents.ended(process, reason)
-            shutil.rmtree(launch.scratch(process, self.places), ignore_errors=True)
+            self.agents.ended(process, process.details or reason)
         elif process.state is State.FAILED:
             self.forwarder.given_up(process, reason)
             self._check_ready()
+
+    def _own_directory(self, process: Process) -> Path | None:
+        if process.kind is Kind.DRIVER:
+            return launch.driver_folder(process.program, self.places)
+        return process.own
+
+    def _serves(self, process: Process) -> bool:
+        """Whether it has something to compute for: a driver a call to serve, an agent one under way."""
+        return bool(self.calls.load(process.conn) or self.calls.made_by(process.conn))
+
+    def _over_limit(self, process: Process, excess: Excess) -> None:
+        """It uses more than it may: everybody hears of it, and it ends."""
+        about = {"pid": process.pid, "name": process.name, "limit": excess.limit}
+        used = {"used": excess.used, "allowed": excess.allowed}
+        label = self.authority.labels.of(process.name) if process.manifest is not None else BOTTOM
+        self.topics.publish("proc.limit", {**about, **used}, "kernel", label)
+        self.supervisor.put_down(process, excess.public, excess.details, for_good=excess.lasting)
 
     # -- events and changes ----------------------------------------------------------------------------------------
 

@@ -8,17 +8,46 @@ MAX_PROCESSES = 256  # alive at once, all kinds
 HELLO_S = 10.0  # seconds from start to `sys.hello` before a process is given up
 READY_S = 60.0  # seconds from start to `sys.ready`
 TERM_S = 2.0  # seconds between SIGTERM and SIGKILL
+DOWN_S = 8.0  # seconds an orderly end may take in all, after which whatever is left is killed
 RESTART_S = (0.02, 0.2, 1.0, 4.0, 15.0)  # seconds before the 1st, 2nd, … restart in a row
 REJAIL_S = 0.1  # seconds in which several grants to a driver become one restart
 CALM_S = 60.0  # seconds a process must live for its next crash to count as the first again
 LOG_LINES = 1000  # lines of stderr kept per process
 LOG_LINE = 2000  # characters kept of one line
 LOGS_OF_ENDED = 32  # agents whose last lines are kept after their end
+SPARES = 2  # jails that wait for an agent; of the policies wanted last
+SPARE_S = 0.3  # seconds without a start after which one is made
 MAX_STARTING = 4  # agents that start at once; the others wait for their turn
 NICE = 5  # how far drivers and the core stand back for the kernel and the gates, so that the bus stays quick while they compute
 AGENT_NICE = 10  # the same of agents
 AGENT_MEMORY = 1 << 30  # bytes of address space of an agent
 DRIVER_MEMORY = 4 << 30  # bytes of address space of a driver; mapped libraries count
+
+# what a process may use, all of its jail together, where no control group sees to it: one that uses more is ended
+WATCH_S = 5.0  # seconds between two looks at a process
+WATCH_ENTRIES = 200  # entries of a directory that are looked at in one turn of the loop
+WATCH_PAUSE_S = 0.05  # seconds between two such turns
+WATCH_IDLE_S = 0.5  # seconds between two looks whether it is time to go through a directory again
+WATCH_DEPTH = 64  # directories within one another in a process's own directory; more is more than it may
+WATCH_PSS_RSS = (
+    256 << 20
+)  # bytes resident beyond which shared pages are told apart only when a limit is in question: that takes long
+AGENT_PSS = 1 << 30  # bytes of memory, shared pages counted by their share
+DRIVER_PSS = 2 << 30  # the same
+CORE_PSS = 64 << 30  # the same of the core: weights are mapped, and in memory once they have been used
+AGENT_DISK = 256 << 20  # bytes in an agent's own directory, and in files that it deleted and holds open
+DRIVER_DISK = 2 << 30  # the same of a driver
+AGENT_FILES = 10_000  # files and directories in it
+DRIVER_FILES = 100_000  # the same of a driver
+MAX_TASKS = 512  # processes and threads of one jail, which its rlimits bound first
+BURN_SHARE = 0.2  # of a processor that a process may use for ever with no call to show for it
+AGENT_BURN_S = 480.0  # seconds of processor that an agent may use beyond that: ten minutes of a whole one without a call of its own
+DRIVER_BURN_S = 240.0  # the same of a driver: five minutes without a call to serve
+
+# health
+PING_S = 5.0  # seconds between two pings to a driver
+PING_MISSES = 3  # pings in a row that it may leave unanswered
+CORE_SILENT_S = 120.0  # seconds without a word from the core while it has a job
 
 # calls
 MAX_CALLS = 256  # in flight per caller; one more is BUSY

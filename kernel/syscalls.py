@@ -5,6 +5,7 @@ A handler returns the result, or None when it will answer `request.call` later, 
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -59,6 +60,8 @@ OWN_TIME = frozenset({protocol.EndorseValue.OP, protocol.VerifyAudit.OP, protoco
 """Those that say themselves how long they may take."""
 STRANGERS = Label(Integrity.UNTRUSTED)
 """Of what anybody may have had a word in."""
+LOG_BYTES = 55_000
+"""Of a log's lines in one answer."""
 ANSWER_BYTES = 60_000
 """Of a list's rows in one answer; what does not fit is left for the next page, or out."""
 
@@ -113,6 +116,7 @@ def _status(kernel: Kernel, request: Request, args: protocol.Status) -> Result: 
         "state": str(kernel.places.state),
         "socket": str(paths.bus_socket(kernel.places.runtime)),
         "tier": kernel.report.tier.value,
+        "limits": {"by": "cgroup" if kernel.groups.works else "watchdog", "reason": kernel.groups.reason},
         "model": {"name": model.name or "", "state": model.state, "problem": model.problem, **model.info},
         "counts": {
             "processes": len(kernel.processes),
@@ -178,15 +182,20 @@ def _spawn(kernel: Kernel, request: Request, args: protocol.Spawn) -> Result:
 
 
 @syscall(protocol.ListProcesses)
-def _list(kernel: Kernel, request: Request, args: protocol.ListProcesses) -> Result:  # noqa: ARG001
+def _list(kernel: Kernel, request: Request, args: protocol.ListProcesses) -> Result:
     own = {
         "pid": 0, "name": "kernel", "kind": "kernel", "state": "ready", "parent": 0, "os_pid": os.getpid(), "started": 0.0,
         "restarts": 0, "rss_mb": own_rss_mb(), "cpu_s": round(sum(os.times()[:2]), 2), "calls": 0, "status": "", "label": str(BOTTOM),
+        "pss_mb": own_rss_mb(), "cpu_pct": 0, "threads": 1, "disk_mb": 0.0, "limits": {},
     }  # fmt: skip
     labels = kernel.authority.labels
-    rows = [{**process.describe(), "label": str(_of(kernel, process))} for process in kernel.processes]
+    wanted = sorted((one for one in kernel.processes if one.pid > args.after), key=lambda one: one.pid)
+    rows = [{**process.describe(), "label": str(_of(kernel, process))} for process in wanted]
     said_by = join(_of(kernel, process) for process in kernel.processes if process.status)
-    request.call.reply({"processes": fitting([own, *rows])}, said_by, labels.source("processes", "proc.list", said_by))
+    shown = fitting([own, *rows] if args.after < 0 else rows)
+    following = shown[-1]["pid"] if wanted and shown[-1]["pid"] < wanted[-1].pid else 0
+    source = labels.source("processes", "proc.list", said_by)
+    request.call.reply({"processes": shown, "next": following}, said_by, source)
     return None
 
 
@@ -215,14 +224,16 @@ def _logs(kernel: Kernel, request: Request, args: protocol.Logs) -> Result:
     if ring is None:
         known = ", ".join(["kernel", *(one.name for one in kernel.processes), *ended])
         raise OpError(Code.NOT_FOUND, f"no process is called {args.name!r}", f"known: {known}")
-    lines = list(ring.lines)[-args.lines :]
-    while sum(len(line) for line in lines) > 40_000:  # what fits an answer; the newest matter most
-        lines = lines[len(lines) // 4 + 1 :]
+    came = ring.after(args.after or 0, args.since)
+    fit = itertools.accumulate(len(line.encode()) + 5 for line in (came if args.after is not None else reversed(came)))
+    count = min(args.lines, sum(size <= LOG_BYTES for size in fit))
+    lines = came[:count] if args.after is not None else came[len(came) - count :]
+    following = ring.count - (len(came) - count if args.after is not None else 0)
     label = kernel.authority.labels.last_of(process.name if process is not None and process.manifest else args.name)
     said_by = STRANGERS if ring is kernel.log_ring else label  # it repeats what callers called things
-    request.call.reply(
-        {"name": args.name, "lines": lines}, said_by, kernel.authority.labels.source(args.name, "proc.logs", said_by)
-    )
+    named = process.name if process is not None and ring is process.log else args.name
+    answer = {"name": named, "lines": lines, "next": following, "more": following < ring.count}
+    request.call.reply(answer, said_by, kernel.authority.labels.source(args.name, "proc.logs", said_by))
     return None
 
 

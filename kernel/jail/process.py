@@ -5,7 +5,6 @@ from __future__ import annotations
 import marshal
 import os
 import platform
-import resource
 import secrets
 import shutil
 import signal
@@ -30,7 +29,7 @@ if TYPE_CHECKING:
 INSTALL_BUBBLEWRAP = "install bubblewrap 0.8 or newer, for example: sudo apt-get install bubblewrap"
 
 _ENVIRONMENT = {"PATH": "/usr/local/bin:/usr/bin:/bin", "LANG": "C.UTF-8"}
-_KEPT_ENVIRONMENT = ("TZ",)
+_KEPT_ENVIRONMENT = ("TZ", "LLMOS_RUN")  # LLMOS_RUN: whose jail it is, for `guard.py`
 _ENFORCED_ENVIRONMENT = {"ORT_DISABLE_TELEMETRY": "1"}
 _LANDLOCK_MINIMUM = {Tier.A: 6, Tier.B: 1, Tier.C: 1}
 _UCRED = struct.Struct("@iII")  # struct ucred: pid, uid, gid
@@ -72,6 +71,11 @@ class Jailed:
     def pid(self) -> int | None:
         """Host pid of the module's process; None before `started` has returned."""
         return self._outcome.pid if isinstance(self._outcome, Started) else None
+
+    @property
+    def monitor(self) -> int:
+        """Host pid of the process that `spawn` started: everything in the jail is, or descends from, it."""
+        return self._process.pid
 
     @property
     def stdin(self) -> IO[bytes] | None:
@@ -125,11 +129,6 @@ class Jailed:
         return JailError("the jail could not be built; the reason is on its standard error", "")
 
     @property
-    def monitor(self) -> int:
-        """Host pid of the process whose end `poll` tells of; a child of this one."""
-        return self._process.pid
-
-    @property
     def init(self) -> int | None:
         """Host pid of the process with which everything in the jail ends; None before `started` has returned, or without mounts."""
         return self._init
@@ -165,7 +164,11 @@ class Jailed:
             if not self._mounts:
                 os.killpg(self._process.pid, signal.SIGKILL)
             else:
-                self._has_started()
+                if (
+                    not self._has_started()
+                ):  # the child that bubblewrap's monitor has not let go yet would wait for ever
+                    with suppress(ProcessLookupError):
+                        os.killpg(self._process.pid, signal.SIGKILL)
                 # Killing the monitor ends the jail too, but only some time after `wait` has returned.
                 os.kill(self._init or self.pid or self._process.pid, signal.SIGKILL)
 
@@ -186,8 +189,11 @@ def spawn(
     stdin: int | IO[bytes] | None = subprocess.DEVNULL,
     stdout: int | IO[bytes] | None = None,
     stderr: int | IO[bytes] | None = None,
+    prefix: Sequence[str] = (),
 ) -> Jailed:
     """Run `python -m module args…` in a jail made of `layers`; does not wait for it.
+
+    `prefix` is a command that executes the rest in place.
 
     `pass_fds` keep their numbers inside; all others are closed. `layers` is what `probe` found. Call from a thread
     that outlives the jail: Linux ends the jail when the thread that started it ends.
@@ -195,6 +201,13 @@ def spawn(
     Raises JailError when the policy makes no sense or `layers` cannot make its tier. What only shows while the jail
     is being built is raised by `Jailed.started`.
     """
+    if sys.platform != "linux":
+        from llmos.kernel.jail import elsewhere
+
+        environment = _environment(policy, str(policy.write[0]) if policy.write else "/")
+        return elsewhere.spawn(
+            policy, module, args, environment, pass_fds=pass_fds, stdin=stdin, stdout=stdout, stderr=stderr
+        )
     best = reachable(layers)
     if not best.at_least(policy.tier):
         missing = ", ".join(sorted(ALL_LAYERS - layers))
@@ -219,7 +232,7 @@ def spawn(
                 fds.append(options_fd)
                 command = [_bubblewrap(), "--args", str(options_fd), "--", *command]
             process = subprocess.Popen(
-                command,
+                [*prefix, *command],
                 stdin=stdin,
                 stdout=stdout,
                 stderr=stderr,
@@ -246,6 +259,7 @@ def _settings(policy: Policy, module: str, args: Sequence[str], layers: frozense
                 allow_fork=policy.allow_fork,
                 allow_exec=policy.allow_exec,
                 own_mounts=mounts,
+                own_pids=not policy.share_pid,
                 network=policy.network,
                 memfd=policy.allow_memfd,
             )
@@ -261,6 +275,8 @@ def _settings(policy: Policy, module: str, args: Sequence[str], layers: frozense
         "real_uid": _FIRST_JAIL_UID + secrets.randbelow(_JAIL_UIDS) if _privileged() else None,
         "nice": policy.limits.nice,
         "limits": _limits(policy.limits, shared_user=not mounts and not _privileged()),
+        "granted": view.identities(policy),
+        "inodes": view.inodes(policy) if mounts else {},
         "landlock": view.landlock(policy, mounts=mounts) if Layer.LANDLOCK in layers else None,
         "network": policy.network,
         "landlock_minimum": _LANDLOCK_MINIMUM[policy.tier],
@@ -270,6 +286,8 @@ def _settings(policy: Policy, module: str, args: Sequence[str], layers: frozense
 
 def _limits(limits: Limits, *, shared_user: bool) -> list[tuple[int, int, int]]:
     """Resource, soft and hard limit. `shared_user`: Linux counts the processes outside of the jail too."""
+    import resource  # not on Windows, where this file still has to say that there are no jails
+
     wanted: dict[int, int | None] = {
         resource.RLIMIT_AS: limits.address_space,
         resource.RLIMIT_DATA: limits.data,
@@ -278,6 +296,8 @@ def _limits(limits: Limits, *, shared_user: bool) -> list[tuple[int, int, int]]:
         resource.RLIMIT_FSIZE: limits.file_size,
         resource.RLIMIT_CPU: limits.cpu_seconds,
         resource.RLIMIT_CORE: 0,
+        resource.RLIMIT_RTPRIO: 0,
+        resource.RLIMIT_NICE: 0,
     }
     if shared_user and limits.processes is not None:
         wanted[resource.RLIMIT_NPROC] = limits.processes + _threads_of_user()

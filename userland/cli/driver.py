@@ -98,6 +98,14 @@ def uninstall(
     record({"package": gone.name, "version": gone.version, "programs": list(gone.programs)}, output)
 
 
+@app.command(epilog="Example: llmosctl driver restart browser_history")
+def restart(name: Annotated[str, typer.Argument(help="See `llmosctl driver ls`.")]) -> None:
+    """Start a driver again: one that was given up, or one that runs."""
+    with session.connect() as client:
+        found = client.call("driver.show", name=name, timeout=5)
+        client.call("proc.kill", pid=found["pid"], timeout=5)
+
+
 def _offer(client: Client, made: packages.Package, broken: dict[str, str], yes: bool) -> None:
     for name in made.programs:
         if name in broken:
