@@ -168,10 +168,11 @@ def test_a_program_is_plain_python(user: Connection) -> None:
             {},
             "more than 16 folders are inside one another in the project",
         ),
-        (
-            "import os\nwhile True:\n  f = os.open('x', os.O_CREAT | os.O_RDWR); os.posix_fallocate(f, 0, 60 << 20); os.unlink('x')",
+        pytest.param(
+            "import os, time\nfor n in range(9):\n  os.posix_fallocate(os.open('x', 66), 0, 60 << 20); os.unlink('x')\ntime.sleep(60)",
             {},
             "it held more than 256 MiB in files that it had deleted",
+            marks=pytest.mark.skipif(os.geteuid() != 0, reason="only root may see what a jail holds open"),
         ),
         ("import ctypes; ctypes.CDLL(None).ptrace(0, 0, 0, 0)", {}, "it made a forbidden system call"),
         ("import os; os.kill(os.getpid(), 11)", {}, "it was ended by SIGSEGV"),
