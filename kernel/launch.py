@@ -44,6 +44,23 @@ def gate(fd: int, address: Path, tier: Tier, *, apps: bool) -> Command:
     return Command(policy, "llmos.kernel.gate", (str(fd), str(address), *(("--apps",) if apps else ())), (fd,))
 
 
+def egress(fd: int, address: Path, tier: Tier) -> Command:
+    """It keeps the host's process ids as a gate does, and it alone has a network."""
+    policy = Policy(
+        write=(address.parent,),
+        kernel_modules=("egress", "egress_address", "egress_frames", "params"),
+        env={
+            "RES_OPTIONS": "timeout:3 attempts:2",
+            "MALLOC_ARENA_MAX": "2",
+        },  # a look-up ends; threads share their memory
+        share_pid=True,
+        network=True,
+        limits=Limits(address_space=params.EGRESS_MEMORY, open_files=params.EGRESS_FILES),
+        tier=tier,
+    )
+    return Command(policy, "llmos.kernel.egress", (str(fd), str(address)), (fd,))
+
+
 def core(fd: int, folders: Sequence[Path], tier: Tier) -> Command:
     """It sees the models it may load, and nothing else."""
     policy = Policy(
@@ -64,6 +81,8 @@ def program(process: Process, places: Places, held: Iterable[Capability], tier: 
     private_directory(state)
     rights = list(held)
     read, write = (_granted_paths(rights, verb, places) for verb in ("read", "write"))
+    connects = driver and any(cap.right.object == "net" for cap in rights)
+    net = paths.egress_socket(places.runtime)
     told = {
         "kind": process.kind.value,
         "name": process.name,
@@ -75,12 +94,14 @@ def program(process: Process, places: Places, held: Iterable[Capability], tier: 
         "settings": {},
         "args": process.args,
         "tz": _zone(),
+        "net": str(net) if connects else None,
     }
     bus = paths.bus_socket(places.runtime)
     policy = Policy(
-        read=(bus.parent, *read),
+        read=(bus.parent, *((private_directory(net.parent),) if connects else ()), *read),
         write=(state, *write),
         path=_import_roots(process.manifest),
+        certificates=connects,
         env={"LLMOS_BUS": str(bus), "LLMOS_TOKEN": process.token, "LLMOS_CONFIG": _packed(told), "TZ": _zone()},
         limits=Limits(
             address_space=params.DRIVER_MEMORY if driver else params.AGENT_MEMORY,

@@ -28,6 +28,7 @@ class Kind(StrEnum):
 
     GATE = "gate"
     CORE = "core"
+    EGRESS = "egress"
     DRIVER = "driver"
     AGENT = "agent"
 
