@@ -125,7 +125,11 @@ class Network:
                 sock.connect(str(self._broker))
                 sock.sendall(request)
                 sock.peer = (_answer(sock), port)
-            except (FileNotFoundError, ConnectionError) as error:  # it is being started again
+            except (
+                FileNotFoundError,
+                ConnectionError,
+                BlockingIOError,
+            ) as error:  # it starts again, or many ask at once
                 sock.close()
                 if time.monotonic() >= until:
                     detail = f"the egress broker does not answer: {error.strerror}"

@@ -312,11 +312,12 @@ class Authority:
         self._note(Kind.APPROVAL, approval.holder, approval.op, said, label=label, detail=approval.id, sync=True)
 
     def connecting(self, holder: str, cap: Capability, where: str) -> None:
-        """A connection is about to be opened. Raises `OpError(UNAVAILABLE)` when that cannot be written down: then it must not."""
+        """A connection is about to be opened. Raises `OpError(UNAVAILABLE)` when that cannot be written down: then it must not.
+
+        It does not wait for the disk, as the call that it is made for has: a driver could have the kernel wait for each of a hundred.
+        """
         label = str(self.labels.of(holder))
-        self.audit.append(
-            Kind.EFFECT, holder, "net.connect", "allowed", cap=cap.id, label=label, detail=where, sync=True
-        )
+        self.audit.append(Kind.EFFECT, holder, "net.connect", "allowed", cap=cap.id, label=label, detail=where)
 
     def disconnected(self, holder: str, cap: str, told: str) -> None:
         """A connection has ended."""

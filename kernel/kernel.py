@@ -98,7 +98,9 @@ class Kernel:
         self.forwarder = Forwarder(
             self.calls, self.authority, self.asking, self.programs, self.processes, self.gates.message
         )
-        self.egress = net.Egress(loop, self.authority, self.processes, self._egress_up, self._restart_egress)
+        self.egress = net.Egress(
+            loop, self.authority, self.processes, self._egress_up, self._restart_egress, self._anchor_soon
+        )
         self.model = Model(loop, places.models, self._model_changed, self.authority)
         self.supervisor = Supervisor(loop, report, self._command, self._process_ended)
         self.agents = Agents(
@@ -346,8 +348,7 @@ class Kernel:
             log.exception("message.bug", conn=peer.conn)
             if answerable:
                 self._refuse(peer, number, OpError(Code.INTERNAL, f"{type(error).__name__} in the kernel"))
-        if self._anchor is None and self.authority.audit.unanchored:
-            self._anchor = self.loop.later(params.AUDIT_ANCHOR_S, self._bring_to_disk)
+        self._anchor_soon()
 
     def _refuse(self, peer: Peer, number: int, error: OpError) -> None:
         header = pack_header(Header(kind=Message.REPLY, id=number, ok=False))
@@ -622,6 +623,10 @@ class Kernel:
         gone = self.caps.expire()
         self.revoked(gone, "expired")
         self.watch_clock()
+
+    def _anchor_soon(self) -> None:
+        if self._anchor is None and self.authority.audit.unanchored:
+            self._anchor = self.loop.later(params.AUDIT_ANCHOR_S, self._bring_to_disk)
 
     def _bring_to_disk(self) -> None:
         self._anchor = None

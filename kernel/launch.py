@@ -55,7 +55,7 @@ def egress(fd: int, address: Path, tier: Tier) -> Command:
         },  # a look-up ends; threads share their memory
         share_pid=True,
         network=True,
-        limits=Limits(address_space=params.EGRESS_MEMORY, open_files=params.EGRESS_FILES),
+        limits=Limits(address_space=params.EGRESS_MEMORY, open_files=params.EGRESS_FILES, nice=params.NICE),
         tier=tier,
     )
     return Command(policy, "llmos.kernel.egress", (str(fd), str(address)), (fd,))

@@ -47,6 +47,7 @@ class Egress:
     Args:
         ready: called when the broker listens.
         restart: called when it has to be started again.
+        written: called when the audit log may have new rows.
     """
 
     def __init__(
@@ -56,12 +57,14 @@ class Egress:
         processes: ProcessTable,
         ready: Callable[[], None],
         restart: Callable[[], None],
+        written: Callable[[], None],
     ) -> None:
         self._loop = loop
         self._authority = authority
         self._processes = processes
         self._ready = ready
         self._restart = restart
+        self._written = written
         self._resolver = _resolver()
         self._link: Link | None = None
         self._live: dict[int, _Live] = {}
@@ -114,6 +117,7 @@ class Egress:
             self._over(message)
         else:
             self._ready()
+        self._written()
 
     def _asked(self, ask: frames.Ask, *, again: bool = False) -> None:
         if _resolver() != self._resolver:  # another network: the broker sees the old file, and its drivers ask again

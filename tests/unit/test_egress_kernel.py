@@ -38,7 +38,7 @@ class Side:
         self.authority = Refusals()
         self.restarts = 0
         authority: Any = self.authority
-        self.egress = net.Egress(self.loop, authority, ProcessTable(), lambda: None, self._restart)
+        self.egress = net.Egress(self.loop, authority, ProcessTable(), lambda: None, self._restart, lambda: None)
         self.broker = self.attach()
 
     def attach(self) -> FrameStream:
