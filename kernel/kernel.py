@@ -563,9 +563,8 @@ class Kernel:
             self._rebuild_jails({cap.holder})
         if cap.right.object == "net":
             self.start_egress()
-            if (
-                sum(one.right.object == "net" for one in self.caps.held(cap.holder)) == 1
-            ):  # its jail shows it the broker
+            held = sum(one.right.object == "net" for one in self.caps.held(cap.holder))
+            if held == 1:  # from now on its jail shows it the broker
                 self._rebuild_jails({cap.holder})
         if cap.right.object == "label":
             self._trust(cap.holder)

@@ -49,10 +49,8 @@ def egress(fd: int, address: Path, tier: Tier) -> Command:
     policy = Policy(
         write=(address.parent,),
         kernel_modules=("egress", "egress_address", "egress_frames", "params"),
-        env={
-            "RES_OPTIONS": "timeout:3 attempts:2",
-            "MALLOC_ARENA_MAX": "2",
-        },  # a look-up ends; threads share their memory
+        # a look-up comes to its end, and its threads share their memory
+        env={"RES_OPTIONS": "timeout:3 attempts:2", "MALLOC_ARENA_MAX": "2"},
         share_pid=True,
         network=True,
         limits=Limits(address_space=params.EGRESS_MEMORY, open_files=params.EGRESS_FILES, nice=params.NICE),

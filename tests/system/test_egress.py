@@ -433,6 +433,18 @@ def test_every_connection_and_every_refusal_is_in_the_audit_log(world: World, we
     assert world.user.call("audit.verify", timeout=30)["fault"] is None
 
 
+def test_a_driver_that_may_connect_is_one_that_can_tell_the_world(world: World) -> None:
+    """Its manifest names no host, but it was granted one: what a stranger's words make an agent ask it needs the user's word."""
+    code = """
+        call("post.inbox")
+        told["error"] = call("hostile.do", {"code": ""}, timeout=3).get("error", "")
+    """
+    allow = ["post.read", "hostile.read"]
+    assert world.run(code, allow)["error"] == ""
+    grant(world, "net.connect(host=example.com)", "hostile")
+    assert world.run(code, allow)["error"] == "NEEDS_APPROVAL"
+
+
 def test_quotas_hold(world: World) -> None:
     """So many connections, and so many bytes, after which the connection that goes beyond ends."""
     with Echo() as echo:
