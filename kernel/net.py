@@ -14,6 +14,7 @@ from pathlib import Path
 import msgspec
 import structlog
 
+from llmos.ipc.egress import normal_host
 from llmos.ipc.errors import Code, OpError
 from llmos.kernel import egress_frames as frames
 from llmos.kernel.authority import Authority
@@ -198,6 +199,11 @@ def _resolver() -> int:
 
 def check_right(right: Right) -> None:
     """Raises `OpError(INVALID_ARGUMENT)` for what means nothing of a connection."""
+    for host in right.scope.get("host", ()):
+        bare = host.removeprefix("*.")
+        if host != "*" and normal_host(bare) != bare:
+            hint = f"write {host.removesuffix(bare)}{normal_host(bare)}, as it is looked up"
+            raise OpError(Code.INVALID_ARGUMENT, f"{right}: {host!r} would never be met", hint)
     for port in right.scope.get("port", ()):
         if port != "*" and not (port.isascii() and port.isdigit() and port[0] != "0" and int(port) < 1 << 16):
             raise OpError(Code.INVALID_ARGUMENT, f"{right}: {port!r} is no port", "give a number from 1 to 65535")

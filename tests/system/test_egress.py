@@ -397,7 +397,18 @@ def test_connections_are_for_drivers(world: World, cap: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "scope", ["port=0", "port=65536", "port=https", "private=maybe", "approval=each", "clearance=mail", "path=/x"]
+    "scope",
+    [
+        "port=0",
+        "port=65536",
+        "port=https",
+        "private=maybe",
+        "approval=each",
+        "clearance=mail",
+        "path=/x",
+        "host=bücher.example",
+        "host=0:0::1",
+    ],
 )
 def test_a_bound_that_means_nothing_is_not_granted(world: World, scope: str) -> None:
     """A restriction that would not be kept is an error, not a grant."""

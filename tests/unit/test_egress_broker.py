@@ -256,7 +256,7 @@ def test_what_is_no_request_is_refused_and_goes_no_further(play: Play, sent: byt
 
 def test_a_request_that_comes_in_drops_is_given_up(play: Play, monkeypatch: pytest.MonkeyPatch) -> None:
     """However it is drawn out; others are served meanwhile."""
-    monkeypatch.setattr(params, "EGRESS_REQUEST_S", 0.5)
+    monkeypatch.setattr(params, "EGRESS_REQUEST_S", 1.5)
 
     async def scene(world: World) -> None:
         slow = [await world.open() for _ in range(20)]
@@ -297,7 +297,7 @@ def test_a_process_has_no_more_than_its_share(play: Play, monkeypatch: pytest.Mo
 
 def test_a_name_that_takes_long_holds_up_nobody_else(play: Play, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is given up after a while, though its thread may wait on; other names are found meanwhile."""
-    monkeypatch.setattr(params, "EGRESS_CONNECT_S", 0.5)
+    monkeypatch.setattr(params, "EGRESS_CONNECT_S", 1.5)
     go = threading.Event()
 
     async def scene(world: World) -> None:
