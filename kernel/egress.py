@@ -36,7 +36,6 @@ Resolver = Callable[[str, int], list[str]]
 """Addresses of a host, in the order to try them; blocks. Raises OSError."""
 
 _UCRED = struct.Struct("@iII")
-_STACK = 256 * 1024
 
 
 class _NotAllowed(OpError):
@@ -392,7 +391,7 @@ async def _main(fd: int, path: Path) -> None:
 
 def main() -> None:
     """Serve on the inherited descriptor until the kernel goes."""
-    threading.stack_size(_STACK)
+    threading.stack_size(params.EGRESS_STACK)
     asyncio.run(_main(int(sys.argv[1]), Path(sys.argv[2])))
     os._exit(0)  # a thread may still be asking for a name
 

@@ -89,6 +89,7 @@ GATE_PIPE = (
 
 # the egress broker
 EGRESS_MEMORY = 768 << 20  # bytes of address space; its threads' stacks and arenas count
+EGRESS_STACK = 256 * 1024  # bytes of the stack of a thread that looks a name up
 EGRESS_FILES = 2048  # descriptors; a connection has two
 EGRESS_CONNECTIONS = 512  # open at once, all drivers
 EGRESS_PER_PROCESS = 64  # the same for one driver; one more is BUSY
