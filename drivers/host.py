@@ -11,6 +11,7 @@ import importlib
 import inspect
 import os
 import queue
+import socket
 import sys
 import threading
 import time
@@ -21,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import pluggy
 
-from llmos.drivers import hooks
+from llmos.drivers import hooks, network
 from llmos.drivers.sdk import MARK, MAX_UNDO, PREVIEW_MARK, Call, Driver, DriverEnv, zone_named
 from llmos.ipc import log as logs
 from llmos.ipc import manifest as manifests
@@ -62,6 +63,8 @@ class Config(msgspec.Struct, frozen=True):
     writable: list[Path] = []
     settings: dict[str, Any] = {}
     tz: str = ""
+    net: Path | None = None
+    """The egress broker's socket; None for a driver that may connect nowhere."""
 
 
 class DriverHost:
@@ -333,6 +336,7 @@ def _environment(config: Config, manifest: manifests.DriverManifest, connection:
         settings={**defaults, **config.settings},
         zone=zone_named(config.tz),
         call=call,
+        network=network.Network(config.name, config.net),
     )
 
 
@@ -348,8 +352,11 @@ def main() -> int:
         on_terminate(connection.close)
         try:
             connection.call("sys.ping")
-            host = DriverHost(manifests.load_driver(config.manifest))
-            host.setup(_environment(config, host.manifest, connection))
+            manifest = manifests.load_driver(config.manifest)
+            env = _environment(config, manifest, connection)
+            socket.create_connection = env.network.create_connection
+            host = DriverHost(manifest)
+            host.setup(env)
         except OpError as error:
             log.error("driver.failed", detail=error.detail, hint=error.hint)
             return 1

@@ -287,7 +287,11 @@ class Forwarder:
         op = manifest.ops.get(verb) if manifest is not None else None
         if manifest is None or op is None or (verb in manifests.KERNEL_OPS and not from_kernel):
             raise self._unknown(name, manifest)
-        return _Route(name, target, verb, op, op.effect.value, bool(manifest.permissions.hosts), None)
+        return _Route(name, target, verb, op, op.effect.value, self._leaves(manifest), None)
+
+    def _leaves(self, manifest: manifests.DriverManifest) -> bool:
+        """Whether a driver can tell the world: it says so, or was granted it."""
+        return bool(manifest.permissions.hosts) or self._authority.caps.can(manifest.name, "net", "connect")
 
     def _bounds(self, route: _Route, args: dict[str, Any]) -> Scope:
         if route.function is not None:

@@ -16,7 +16,7 @@ from llmos.ipc import paths, protocol, wire
 from llmos.ipc.errors import Code, OpError
 from llmos.ipc.protocol import Header, pack_header, parse_header
 from llmos.ipc.protocol import Kind as Message
-from llmos.kernel import gate_frames, gates, jail, launch, params, syscalls
+from llmos.kernel import gate_frames, gates, jail, launch, net, params, syscalls
 from llmos.kernel import syscalls_authority as _more  # noqa: F401  (registers its handlers)
 from llmos.kernel.agents import Agents
 from llmos.kernel.approvals import Approval
@@ -104,6 +104,9 @@ class Kernel:
         self.forwarder = Forwarder(
             self.calls, self.authority, self.asking, self.programs, self.processes, self.gates.message
         )
+        self.egress = net.Egress(
+            loop, self.authority, self.processes, self._egress_up, self._restart_egress, self._anchor_soon
+        )
         self.model = Model(loop, places.models, self._model_changed, self.authority)
         self.supervisor = Supervisor(
             loop, report, self._command, self._process_ended, lambda kind: groups.prefix(kind.value)
@@ -134,6 +137,8 @@ class Kernel:
         self.supervisor.start(self.processes.add(Kind.GATE, gates.SYSTEM))
         if len(self.apps):
             self.start_apps_gate()
+        if any(cap.right.object == "net" for cap in self.caps):
+            self.start_egress()
 
     def start_apps_gate(self, then: Callable[[], None] = lambda: None) -> None:
         """Call `then` once it listens."""
@@ -145,6 +150,22 @@ class Kernel:
             then()
         else:
             self._apps_up.append(then)
+
+    def start_egress(self) -> None:
+        """The broker, when something may be connected to for the first time."""
+        if self.processes.named(net.NAME) is None:
+            launch.private_directory(paths.egress_socket(self.places.runtime).parent)
+            self.supervisor.start(self.processes.add(Kind.EGRESS, net.NAME))
+
+    def _egress_up(self) -> None:
+        process = self.processes.named(net.NAME)
+        if process is not None:
+            self.supervisor.ready(process)
+
+    def _restart_egress(self) -> None:
+        process = self.processes.named(net.NAME)
+        if process is not None:
+            self.supervisor.restart(process)
 
     def start_drivers(self) -> None:
         for name, manifest in self.programs.drivers.items():
@@ -353,8 +374,7 @@ class Kernel:
             log.exception("message.bug", conn=peer.conn)
             if answerable:
                 self._refuse(peer, number, OpError(Code.INTERNAL, f"{type(error).__name__} in the kernel"))
-        if self._anchor is None and self.authority.audit.unanchored:
-            self._anchor = self.loop.later(params.AUDIT_ANCHOR_S, self._bring_to_disk)
+        self._anchor_soon()
 
     def _refuse(self, peer: Peer, number: int, error: OpError) -> None:
         header = pack_header(Header(kind=Message.REPLY, id=number, ok=False))
@@ -514,6 +534,9 @@ class Kernel:
                 self.gates.serve_apps(self.apps.server_key[1], [(app.key, app.name) for app in self.apps])
             address = (paths.apps_socket if apps else paths.bus_socket)(self.places.runtime)
             return launch.gate(fd, address, self.report.tier, apps=apps)
+        if process.kind is Kind.EGRESS:
+            address = paths.egress_socket(self.places.runtime)
+            return launch.egress(self.egress.attach(), address, self.report.tier)
         if process.kind is Kind.CORE:
             return launch.core(self.model.attach(), self.model.folders(), self.report.tier)
         return launch.program(process, self.places, self.caps.held(process.name), self.report.tier)
@@ -531,6 +554,10 @@ class Kernel:
         if process.kind is Kind.CORE:
             self.model.detach(process, reason)
             return
+        if process.kind is Kind.EGRESS:
+            self.egress.detach()
+            return
+        self.egress.process_ended(process)
         if process.conn:
             self.peers.drop(process.conn, f"{process.name} ended ({reason})")
         self.model.drop(process.name)
@@ -575,7 +602,10 @@ class Kernel:
         self.topics.bus.revoke({cap.id for cap in caps})
         self.forwarder.revoked({cap.id for cap in caps})
         self.calls.revoked({cap.id for cap in caps})
+        self.egress.revoked({cap.id for cap in caps})
         self._rebuild_jails({cap.holder for cap in caps if cap.right.object == "fs"})
+        connected = {cap.holder for cap in caps if cap.right.object == "net"}
+        self._rebuild_jails({holder for holder in connected if not self.caps.can(holder, "net", "connect")})
         for holder in {cap.holder for cap in caps if cap.right.object == "label"}:
             self._trust(holder)
         return failure
@@ -584,6 +614,11 @@ class Kernel:
         """A driver's jail shows it a new directory; a running agent's instances hold it at once."""
         if cap.right.object == "fs":
             self._rebuild_jails({cap.holder})
+        if cap.right.object == "net":
+            self.start_egress()
+            held = sum(one.right.object == "net" for one in self.caps.held(cap.holder))
+            if held == 1:  # from now on its jail shows it the broker
+                self._rebuild_jails({cap.holder})
         if cap.right.object == "label":
             self._trust(cap.holder)
         self.agents.granted(cap)
@@ -640,6 +675,10 @@ class Kernel:
         gone = self.caps.expire()
         self.revoked(gone, "expired")
         self.watch_clock()
+
+    def _anchor_soon(self) -> None:
+        if self._anchor is None and self.authority.audit.unanchored:
+            self._anchor = self.loop.later(params.AUDIT_ANCHOR_S, self._bring_to_disk)
 
     def _bring_to_disk(self) -> None:
         self._anchor = None

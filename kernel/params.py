@@ -116,6 +116,26 @@ GATE_PIPE = (
     1  # bytes on their way to the kernel, which Linux makes 4.5 KB; more wait at their senders, who then take turns
 )
 
+# the egress broker
+EGRESS_MEMORY = 768 << 20  # bytes of address space; its threads' stacks and arenas count
+EGRESS_STACK = 256 * 1024  # bytes of the stack of a thread that looks a name up
+EGRESS_FILES = 2048  # descriptors; a connection has two
+EGRESS_CONNECTIONS = 512  # open at once, all drivers
+EGRESS_PER_PROCESS = 64  # the same for one driver; one more is BUSY
+EGRESS_RATE = 20.0  # connections asked for per second and driver, sustained
+EGRESS_BURST = 200.0  # connections above the rate at once
+EGRESS_REQUEST_S = 5.0  # seconds for the whole of a request, and for the kernel's answer
+EGRESS_CONNECT_S = 20.0  # seconds to resolve a name and to connect, all its addresses together
+EGRESS_ADDRESSES = 4  # of one name that are tried
+EGRESS_NAMES = 32  # names looked up at once, all drivers
+EGRESS_NAMES_PER_PROCESS = 8  # the same for one driver; others wait
+EGRESS_BLOCK = 32 * 1024  # bytes held for each direction of a connection
+EGRESS_METER = 256 * 1024  # bytes after which a connection under a quota of bytes is accounted for
+EGRESS_IDLE_S = (
+    2100.0  # seconds without a byte after which a connection ends; mail clients are silent for 29 minutes (RFC 2177)
+)
+EGRESS_SWEEP_S = 5.0  # seconds between two looks at that
+
 
 def share(limit: int, mine: int, others: int) -> bool:
     """Whether a holder that has `mine` of `limit` things may have one more: at most half of what the others leave.
