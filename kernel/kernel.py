@@ -5,7 +5,7 @@ receive (from the gate) → decide (who is it, may it) → act (a syscall, or ha
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from llmos.ipc.protocol import Header, pack_header, parse_header
 from llmos.ipc.protocol import Kind as Message
 from llmos.kernel import gate_frames, gates, jail, launch, net, params, syscalls
 from llmos.kernel import syscalls_authority as _more  # noqa: F401  (registers its handlers)
+from llmos.kernel import syscalls_code as _code  # noqa: F401
 from llmos.kernel.agents import Agents
 from llmos.kernel.approvals import Approval
 from llmos.kernel.apps import Apps
@@ -28,6 +29,7 @@ from llmos.kernel.authority import ENDED, Authority
 from llmos.kernel.calls import Call, Calls
 from llmos.kernel.capability import USER, Capability, Right
 from llmos.kernel.cgroup import Groups
+from llmos.kernel.code import CodeRuns
 from llmos.kernel.events import Events
 from llmos.kernel.forward import NOTHING, Forwarder
 from llmos.kernel.health import Health
@@ -116,6 +118,8 @@ class Kernel:
         )
         self.health = Health(loop, self.processes, self.gates.message, self.model.silent_s, self.supervisor.put_down)
         self.watchdog = Watchdog(loop, self.processes, self._own_directory, self._serves, self._over_limit)
+        self.code = CodeRuns(loop, places.state / "code", stores.journal, self.authority, self.processes, report)
+        self.authority.judges[protocol.RunCode.OP] = self.code.judge
         self._declared: dict[str, list[str]] = {}
         """Driver → the capabilities it has by its manifest alone."""
         self._core_process: Process | None = None
@@ -266,6 +270,7 @@ class Kernel:
             return
         self.stopping = True
         self.topics.publish("sys.shutdown", {}, "kernel")
+        self.code.stop_all()
         self.loop.later(params.DOWN_S, self.loop.stop)
         self._stop_in_order([Kind.AGENT, Kind.DRIVER, Kind.CORE])
 
@@ -289,6 +294,7 @@ class Kernel:
     def close(self) -> None:
         """Nobody outlives the kernel; what was spent is remembered exactly."""
         self.supervisor.close()
+        self.code.close()
         try:
             self.journal.set_spending(self.caps.take_unsaved(exact=True))
             self.authority.audit.close()
@@ -395,8 +401,8 @@ class Kernel:
             call.read = call.label | values.label
             syscall = protocol.SYSCALLS.get(header.op)
             if syscall is not None:
-                call.label = call.label | values.label
-                self._syscall(peer, call, header, syscall, args)
+                own, call.label = call.label, call.label | values.label
+                self._syscall(peer, call, header, syscall, args, own, values.labels)
             else:
                 self.forwarder.forward(call, header, args, values)
         except wire.Malformed as error:
@@ -409,8 +415,16 @@ class Kernel:
             call.fail(OpError(Code.INTERNAL, f"{header.op}: {type(error).__name__} in the kernel", "please report it"))
 
     def _syscall(
-        self, peer: Peer, call: Call, header: Header, syscall: type[protocol.Syscall], raw: dict[str, Any]
+        self,
+        peer: Peer,
+        call: Call,
+        header: Header,
+        syscall: type[protocol.Syscall],
+        raw: dict[str, Any],
+        own: Label,
+        referenced: Mapping[str, Label],
     ) -> None:
+        """`own` is the call's label without that of what was `referenced`."""
         args = protocol.parse(syscall, raw)
         if syscall.RIGHT is not None:
             object_, _, verb = syscall.RIGHT.partition(".")
@@ -427,18 +441,28 @@ class Kernel:
                 call.reply(result)
             elif not call.done and syscall.OP not in syscalls.OWN_TIME:
                 default = params.GENERATE_S if syscall.RIGHT in ("llm.generate", "proc.spawn") else params.SYSCALL_S
+                default = params.CODE_S if syscall is protocol.RunCode else default
                 self.calls.expire(call, header.deadline_ms / 1000 or default)
 
-        if call.cap is None or call.cap.right.unconditional:
+        if syscall.EFFECT is not protocol.Effect.READ and call.cap is not None:
+            self._attempt(call, call.cap, header, raw, go, own, referenced)
+        elif call.cap is None or call.cap.right.unconditional:
             go()
         else:
-            self._attempt(call, call.cap, header, raw, go)
+            self._attempt(call, call.cap, header, raw, go, call.label, {})
 
     def _attempt(
-        self, call: Call, cap: Capability, header: Header, raw: dict[str, Any], go: Callable[[], None]
+        self,
+        call: Call,
+        cap: Capability,
+        header: Header,
+        raw: dict[str, Any],
+        go: Callable[[], None],
+        label: Label,
+        values: Mapping[str, Label],
     ) -> None:
-        """A syscall under a capability that asks, or that has a ceiling."""
-        request = self.authority.plain_request(call.holder, call.op, raw, call.label, cap)
+        """A syscall with an effect, or under a capability that asks, or that has a ceiling."""
+        request = self.authority.plain_request(call.holder, call.op, raw, label, cap, values)
         decision = self.authority.decide(request, cap)
         wait_s = header.deadline_ms / 1000
         self.asking.attempt(Attempt(call, request, decision, wire.encode(raw), cap, go, wait_s=wait_s))

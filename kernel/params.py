@@ -97,6 +97,28 @@ LOAD_S = 300.0  # seconds a model may take to load
 CORE_MEMORY = 64 << 30  # bytes of address space of the core: weights are mapped
 GENERATE_S = 600.0  # seconds an inference without a deadline may take
 
+# programs that are run (`code.run`)
+CODE_RUNS = 4  # at once
+CODE_S = (
+    660.0  # seconds a call without a deadline may take, waiting for the jail and looking through the project included
+)
+CODE_START_S = 15.0  # seconds from start until the jail is closed
+CODE_PROJECTS = 64  # there may be; one more is BUSY
+CODE_FILES = 2_000  # entries of one project
+CODE_BYTES = 256 << 20  # bytes on disk of one project
+CODE_FILE_BYTES = 64 << 20  # bytes of the largest file that a program may write
+CODE_DEPTH = 16  # directories inside one another in a project
+CODE_DISK_LEFT = 512 << 20  # bytes that must stay free on the disk while programs run
+CODE_INODES_LEFT = 5_000  # files that must still find room there
+CODE_WATCH_S = 0.2  # seconds between two looks at what a program uses
+CODE_PAUSE_S = 0.01  # seconds between two blocks that are taken of one's output
+CODE_SLICE = 64  # entries of a project that are looked at before the loop goes on
+CODE_OPEN_FILES = 64  # descriptors of one process
+CODE_THREADS = 64  # threads and processes of one program
+CODE_SCRATCH = 32 << 20  # bytes of its /tmp, and of its /dev/shm
+CODE_ROOM = 512 << 20  # bytes of address space beside `memory_mb`: what is mapped and not used
+CODE_TEXT = 16_000  # bytes of each stream that the final reply repeats, and of the list of files
+
 # gate
 GATE_MEMORY = 768 << 20  # bytes of address space; a peer that makes libzmq buffer more kills its own connection
 GATE_FRAME = 1 << 20  # bytes of one ZMTP frame; a larger one disconnects its sender

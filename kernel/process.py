@@ -33,6 +33,8 @@ class Kind(StrEnum):
     EGRESS = "egress"
     DRIVER = "driver"
     AGENT = "agent"
+    CODE = "code"
+    """A program that `code.run` runs; no part of the system, and nobody on the bus."""
 
 
 class State(StrEnum):
@@ -126,7 +128,7 @@ class Process:
     @property
     def name(self) -> str:
         """Its badge, and the holder of its capabilities: the program for what there is one of, `program#pid` for an agent."""
-        return f"{self.program}#{self.pid}" if self.kind is Kind.AGENT else self.program
+        return f"{self.program}#{self.pid}" if self.kind in (Kind.AGENT, Kind.CODE) else self.program
 
     @property
     def alive(self) -> bool:

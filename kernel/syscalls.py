@@ -23,7 +23,7 @@ from llmos.kernel.capability import USER
 from llmos.kernel.flow import Mode
 from llmos.kernel.forward import Function, describe
 from llmos.kernel.labels import BOTTOM, Integrity, Label, Source, join
-from llmos.kernel.process import Process, State, own_rss_mb
+from llmos.kernel.process import Kind, Process, State, own_rss_mb
 from llmos.kernel.values import bits, revealed
 
 if TYPE_CHECKING:
@@ -201,12 +201,18 @@ def _list(kernel: Kernel, request: Request, args: protocol.ListProcesses) -> Res
 
 def _of(kernel: Kernel, process: Process) -> Label:
     """What a process has seen; the gates and the core hold nothing of their own."""
+    if process.kind is Kind.CODE:
+        return kernel.code.projects.label(process.args["project"])
     return kernel.authority.labels.of(process.name) if process.manifest is not None else BOTTOM
 
 
 @syscall(protocol.Kill)
 def _kill(kernel: Kernel, request: Request, args: protocol.Kill) -> Result:  # noqa: ARG001
-    kernel.supervisor.stop(kernel.processes.get(args.pid), force=args.force)
+    process = kernel.processes.get(args.pid)
+    if process.kind is Kind.CODE:
+        kernel.code.kill(process)
+    else:
+        kernel.supervisor.stop(process, force=args.force)
     return {}
 
 

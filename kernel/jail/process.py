@@ -128,6 +128,11 @@ class Jailed:
         # It ended without a word: bubblewrap failed, or the interpreter did not come up. Either has said why on stderr.
         return JailError("the jail could not be built; the reason is on its standard error", "")
 
+    @property
+    def init(self) -> int | None:
+        """Host pid of the process with which everything in the jail ends; None before `started` has returned, or without mounts."""
+        return self._init
+
     def poll(self) -> int | None:
         """The exit status, None while it runs: 0..255, or a negative signal number."""
         status = self._process.poll()
@@ -256,6 +261,7 @@ def _settings(policy: Policy, module: str, args: Sequence[str], layers: frozense
                 own_mounts=mounts,
                 own_pids=not policy.share_pid,
                 network=policy.network,
+                memfd=policy.allow_memfd,
             )
         except KeyError:
             raise JailError(f"the system calls of {machine} are not known here; x86_64 and aarch64 are") from None
@@ -284,6 +290,7 @@ def _limits(limits: Limits, *, shared_user: bool) -> list[tuple[int, int, int]]:
 
     wanted: dict[int, int | None] = {
         resource.RLIMIT_AS: limits.address_space,
+        resource.RLIMIT_DATA: limits.data,
         resource.RLIMIT_NOFILE: limits.open_files,
         resource.RLIMIT_NPROC: limits.processes,
         resource.RLIMIT_FSIZE: limits.file_size,

@@ -39,6 +39,8 @@ _SAID = {
     "undo.control": "undo changes that programs made",
     "label.read": "see which program has read what, and from whom it came",
     "label.trust": "be believed: what it says counts as your own words, not as a stranger's",
+    "code.exec": "write and run programs, cut off from everything else, in {project}",
+    "code.read": "read what is in {project}",
     "audit.read": "read the log of all that was decided and done",
     "*.*": "do anything at all",
 }
@@ -52,7 +54,13 @@ _VERBS = {
     "call": "call",
     "*": "do anything with",
 }
-_ANY = {"program": "any program", "name": "any function", "host": "any address", "topic": "anything"}
+_ANY = {
+    "program": "any program",
+    "name": "any function",
+    "host": "any address",
+    "topic": "anything",
+    "project": "any code project",
+}
 """What a key means that is left open, or is `*`."""
 _CLASSES = {"interactive": "", "event": "for events and in the background", "background": "in the background"}
 _PERIODS = {"s": "second", "m": "minute", "h": "hour", "d": "day", "w": "week"}
@@ -122,6 +130,8 @@ def _value(key: str, value: str) -> str:
         return "every folder" if value == "/" else value.removesuffix("/**").removesuffix("/*")
     if key == "name":
         return f"the function {value}"
+    if key == "project":
+        return f"the code project {value}"
     return f"the program {value}" if key == "program" else value
 
 
