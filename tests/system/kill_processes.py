@@ -1,0 +1,73 @@
+"""Who is whose child, and what each of them is. Source: proc(5)."""
+
+from __future__ import annotations
+
+import os
+from collections import defaultdict
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+_ROLES = {
+    "llmos.kernel.gate": "gate",
+    "llmos.kernel.core": "core",
+    "llmos.drivers.host": "driver",
+    "llmos.userland.agent": "agent",
+}
+
+
+@dataclass(frozen=True)
+class Tree:
+    """A process, and those that it started."""
+
+    pid: int
+    words: str
+    """Its command line."""
+    children: list[Tree]
+
+    @property
+    def is_monitor(self) -> bool:
+        """Whether it is bubblewrap's, on either side of the wall."""
+        return Path(self.words.partition(" ")[0]).name == "bwrap"
+
+    @property
+    def role(self) -> str:
+        """What runs in this jail; empty where that is not known."""
+        found = next((role for module, role in _ROLES.items() if f" {module}" in self.words), "")
+        return "apps_gate" if found == "gate" and "--apps" in self.words else found
+
+    @property
+    def program(self) -> int | None:
+        """Pid of the one that is no monitor: the program itself."""
+        if not self.is_monitor:
+            return self.pid
+        return next((pid for child in self.children if (pid := child.program) is not None), None)
+
+
+def tree(pid: int) -> Tree:
+    """Everybody below a process, zombies left out."""
+    children: dict[int, list[int]] = defaultdict(list)
+    words: dict[int, str] = {}
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit():
+            continue
+        with suppress(OSError, IndexError):
+            state, parent = (entry / "stat").read_text().rpartition(")")[2].split()[:2]
+            if state != "Z":
+                words[int(entry.name)] = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+                children[int(parent)].append(int(entry.name))
+
+    def made(pid: int) -> Tree:
+        return Tree(pid, words.get(pid, ""), [made(child) for child in children[pid]])
+
+    return made(pid)
+
+
+def reap() -> None:
+    """Zombies that became ours, and that nobody waits for."""
+    for entry in Path("/proc/self/task").iterdir():
+        with suppress(OSError):
+            for pid in (entry / "children").read_text().split():
+                stat = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+                if stat[0] == "Z":
+                    os.waitpid(int(pid), os.WNOHANG)
