@@ -5,7 +5,6 @@ receive (from the gate) → decide (who is it, may it) → act (a syscall, or ha
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -503,7 +502,7 @@ class Kernel:
         self.topics.publish("proc.ended", {"pid": process.pid, "name": process.name, "reason": told}, "kernel")
         if process.kind is Kind.AGENT:
             self.agents.ended(process, reason)
-            shutil.rmtree(launch.scratch(process, self.places), ignore_errors=True)
+            launch.remove_tree(launch.scratch(process, self.places))
         elif process.state is State.FAILED:
             self.forwarder.given_up(process, reason)
             self._check_ready()

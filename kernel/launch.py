@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -104,6 +106,17 @@ def scratch(process: Process, places: Places) -> Path:
     if process.kind is Kind.DRIVER:
         return places.state / "drivers" / process.program
     return places.state / "agents" / str(process.pid)
+
+
+def remove_tree(path: Path, *, wait: bool = False) -> None:
+    """With all that a hostile process has put there: however deep, and in a process of its own, so that nobody waits for it."""
+    with suppress(OSError):
+        path.rmdir()
+        return
+    with suppress(OSError):
+        made = subprocess.Popen(["rm", "-rf", "--", path], stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        if wait:
+            made.wait()
 
 
 def private_directory(path: Path) -> Path:
