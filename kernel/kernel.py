@@ -207,7 +207,13 @@ class Kernel:
     def load_grants(self) -> None:
         """The user's own right, what she granted before, and what every program is by being installed."""
         self.caps.mint(USER, Right("*", "*", grantable=True), "boot")
-        for grant in self.journal.grants():
+        known = {app_holder(app.name) for app in self.apps}
+        for grant in list(self.journal.grants()):
+            if (
+                grant.holder.startswith("app:") and grant.holder not in known
+            ):  # killed while it was let in, or thrown out
+                self.journal.remove_grants([grant.id])
+                continue
             try:
                 right = Right.parse(grant.cap, str(self.places.home), self.programs.scope_kinds)
             except OpError as error:
