@@ -33,10 +33,12 @@ from tests.system.kill_processes import Tree, reap, tree
 from tests.system.test_authority import install
 
 WEIGHTS = {
-    "kernel": 8, "gate": 8, "apps_gate": 6, "core": 6, "driver": 20, "agent": 20, "outer": 12, "inner": 12, "client": 8,
+    "kernel": 12, "gate": 8, "apps_gate": 6, "core": 6, "driver": 20, "agent": 20, "outer": 12, "inner": 12, "client": 8,
 }  # fmt: skip
 GATES_PER_BOOT = 4
 """The kernel gives up, as it should, when its gate ends six times in a minute."""
+AT_ONCE = (1, 1, 2, 3)
+"""How many are killed before the system may recover."""
 CLIENTS = 2
 FDS_SLACK = 3
 """Descriptors that come and go while they are counted."""
@@ -59,6 +61,8 @@ class Campaign:
         self._clients: list[subprocess.Popen[bytes]] = []
         self._gates_killed = 0
         self._fds = 0
+        self._left = 0
+        """Kills that are still to be done."""
         self._load = Load(system.socket, self._notes, seed, model=model)
         self._user = Connection(system.socket, client="campaign")
         self.killed: Counter[str] = Counter()
@@ -68,19 +72,23 @@ class Campaign:
 
     def run(self, count: int, say: Callable[[str], None] = lambda _: None) -> None:
         """Kill so often; what was wrong is in `wrong`."""
-        ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)  # whoever loses its parent becomes ours, and is seen
+        ctypes.CDLL(None).prctl(
+            _PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0
+        )  # whoever loses its parent becomes ours, and is seen
         self._boot()
         self._load.admit(self._user)
         self._load.start()
         try:
             self._settle()
-            for step in range(1, count + 1):
+            self._left = count
+            while self._left:
+                started, step = time.monotonic(), count - self._left + 1
                 what = self._step()
                 wrong = self._settle()
                 self.wrong += [f"seed {self._seed}, kill {step} ({what}): {one}" for one in wrong]
                 for one in wrong:
                     say(f"  {one}")
-                say(f"{step} {what}")
+                say(f"{step} {what} {time.monotonic() - started:.1f} s")
             self.wrong += [f"seed {self._seed}, at the end: {one}" for one in self._audit()]
         finally:
             self._load.close()
@@ -93,7 +101,10 @@ class Campaign:
 
     def figures(self) -> dict[str, float | int | str]:
         """`[kills: …]`, and what was killed how often."""
-        kinds = Counter(one.partition("): ")[2].partition(":")[0] or one.rpartition("end: ")[2].partition(":")[0] for one in self.wrong)
+        kinds = Counter(
+            one.partition("): ")[2].partition(":")[0] or one.rpartition("end: ")[2].partition(":")[0]
+            for one in self.wrong
+        )
         words = {"hangs": "hang", "orphans": "orphan", "leaks": "leak", "lost": "lost"}
         return {
             "count": self.killed.total(),
@@ -111,19 +122,24 @@ class Campaign:
     # -- one kill --------------------------------------------------------------------------------------------------
 
     def _step(self) -> str:
-        """Let them work for a while, then kill; what was killed."""
+        """Let them work for a while, then kill, often more than one, the later while the system sees to the earlier; who it was."""
         while len(self._clients) < CLIENTS:
             self._start_client()
         self._pause.unlink(missing_ok=True)
         self._load.resume()
-        time.sleep(self._chosen.uniform(0.0, 0.4))
-        kind = self._chosen.choices(list(WEIGHTS), list(WEIGHTS.values()))[0]
-        if kind != "kernel":
-            kind = self._kill_one(kind)
-        if kind == "kernel":
+        dead = []
+        for _ in range(min(self._chosen.choice(AT_ONCE), self._left)):
+            time.sleep(self._chosen.uniform(0.0, 0.4))
+            dead.append(self._kill(self._chosen.choices(list(WEIGHTS), list(WEIGHTS.values()))[0]))
+        self._left -= len(dead)
+        return ", ".join(dead)
+
+    def _kill(self, kind: str) -> str:
+        who = self._kill_one(kind) if kind != "kernel" else kind
+        if who == "kernel":
             self._kill_kernel()
-        self.killed[kind.partition(" ")[0]] += 1
-        return kind
+        self.killed[who.partition(" ")[0]] += 1
+        return who
 
     def _start_client(self) -> None:
         command = [sys.executable, "-m", "tests.system.kill_client"]
@@ -132,7 +148,7 @@ class Campaign:
 
     def _kill_one(self, kind: str) -> str:
         """Of this kind, or of another when there is none; `kernel` when a gate's turn has come too often."""
-        if kind == "client":
+        if kind == "client" and self._clients:
             client = self._clients.pop(self._chosen.randrange(len(self._clients)))
             client.kill()
             client.wait()
@@ -142,7 +158,7 @@ class Campaign:
         while not victims and time.monotonic() < end:
             victims = self._victims(kind)
         if not victims:
-            return self._kill_one("driver" if kind != "driver" else "client")
+            return "kernel" if kind == "driver" else self._kill_one("driver")
         pid, role = self._chosen.choice(victims)
         if role == "gate":
             if self._gates_killed >= GATES_PER_BOOT:
@@ -205,12 +221,12 @@ class Campaign:
         return [f"{word}{one}" for one in found]
 
     def _answers(self) -> list[str]:
-        """What was given up, as the user would, is started again; then each part serves."""
+        """What was given up or waits for its next start is started, as the user would; then each part serves."""
 
         def silent() -> list[str]:
             try:
                 for row in self._user.call("proc.list", timeout=5)["processes"]:
-                    if row["state"] == "failed":
+                    if row["state"] in ("failed", "waiting"):
                         self._user.call("proc.kill", {"pid": row["pid"]}, timeout=5)
                 for op in _PROBES:
                     self._user.call(op, timeout=5)
@@ -240,7 +256,7 @@ class Campaign:
         left = [f"{child.pid} {child.words[:200]}" for child in tree(os.getpid()).children if child.pid not in known]
         alive = {row["os_pid"] for row in self._rows()}
         jails = self._jails()
-        strange = [jail for jail in jails if jail.program not in alive]
+        strange = [jail for jail in jails if jail.role and jail.program not in alive]
         return left + [f"{jail.pid} {jail.role}, which the kernel does not list" for jail in strange]
 
     def _no_leaks(self) -> list[str]:
@@ -283,7 +299,7 @@ def _open_files(pid: int) -> Counter[str]:
     names: Counter[str] = Counter()
     for fd in Path(f"/proc/{pid}/fd").iterdir():
         with suppress(OSError):
-            name = os.readlink(fd)
+            name = str(fd.readlink())
             names[name if name.startswith(("/", "anon")) else name.partition(":")[0]] += 1
     return names
 
@@ -300,9 +316,10 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--count", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(1 << 31))
+    parser.add_argument("--no-model", action="store_true", help="without the model, even where it is installed")
     parser.add_argument("--keep", action="store_true", help="leave the system's files where they are")
     given = parser.parse_args()
-    model = (STORE / "smollm2-135m").is_dir()
+    model = (STORE / "smollm2-135m").is_dir() and not given.no_model
     root = Path(tempfile.mkdtemp(prefix="kills-"))
     print(f"seed {given.seed}, {'with' if model else 'without'} the model, in {root}", flush=True)
     system = prepare(root)

@@ -6,6 +6,7 @@ A request that was answered has happened, or has not; one whose answer got lost 
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -79,9 +80,9 @@ class Counted:
 
     def compare(self, found: list[int]) -> list[str]:
         """What is wrong with a replay of everything."""
-        seen = set(found)
-        wrong = [f"lost: event {number}" for number in sorted(self.sure - seen)]
-        wrong += [f"lost: event {number} is stored twice" for number in sorted(seen) if found.count(number) > 1]
+        seen = Counter(found)
+        wrong = [f"lost: event {number}" for number in sorted(self.sure - seen.keys())]
+        wrong += [f"lost: event {number} is stored twice" for number, times in seen.items() if times > 1]
         return wrong + [f"lost: event {number} was never sent" for number in sorted(seen) if number > self._sent]
 
 

@@ -173,7 +173,7 @@ class Load:
         number = self.events.next()
         self.ask(client, "bus.publish", {"topic": TOPIC, "data": {"n": number}})
         self.events.acknowledged(number)
-        time.sleep(0.03)
+        time.sleep(0.1)
 
     def _listen(self) -> None:
         client = self._connected()
