@@ -98,8 +98,9 @@ class Table:
         reason: str = "",
         id: str | None = None,  # noqa: A002
         spent: Mapping[str, Spending] = NOTHING,
+        parent: str | None = None,
     ) -> Capability:
-        """A new capability out of nothing. Only the kernel calls this: on boot, with `id` and `spent` for what the journal kept."""
+        """A new capability out of nothing. Only the kernel calls this: on boot, with the last three for what the journal kept."""
         self._now()
         accounts = []
         if id is not None:
@@ -112,7 +113,7 @@ class Table:
             if unit in spent:
                 account.resume(spent[unit])
             accounts.append(account)
-        return self._add(made, holder, self._definite(right), None, origin, reason, tuple(accounts))
+        return self._add(made, holder, self._definite(right), parent, origin, reason, tuple(accounts))
 
     def derive(
         self, giver: str, right: Right, holder: str, origin: str, *, reason: str = "", handle: str = ""

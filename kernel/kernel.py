@@ -206,7 +206,7 @@ class Kernel:
 
     def load_grants(self) -> None:
         """The user's own right, what she granted before, and what every program is by being installed."""
-        self.caps.mint(USER, Right("*", "*", grantable=True), "boot")
+        own = self.caps.mint(USER, Right("*", "*", grantable=True), "boot")
         known = {app_holder(app.name) for app in self.apps}
         for grant in list(self.journal.grants()):
             if (
@@ -220,7 +220,8 @@ class Kernel:
                 log.error("grant.unreadable", id=grant.id, err=error.detail)
                 continue
             spent = self.journal.spending(grant.id)
-            kept = self.caps.mint(grant.holder, right, grant.origin, id=grant.id, reason=grant.reason, spent=spent)
+            about = (grant.holder, right, grant.origin)
+            kept = self.caps.mint(*about, id=grant.id, reason=grant.reason, spent=spent, parent=own.id)
             self.caps.keep(kept)
         for name in self.programs.drivers:
             self._admit(name)

@@ -276,6 +276,9 @@ class Campaign:
             left.append(f"{files.total()} descriptors of the kernel, {self._fds} at first: {dict(files)}")
         if watched > self._load.connections + len(self._clients) + 1:
             left.append(f"{watched} programs watched of {self._load.connections + len(self._clients) + 1}")
+        with suppress(OpError):  # one that does not answer is a hang, and told of as one
+            calls = self._user.call("sys.status", timeout=5)["counts"]["calls"]
+            left += [f"{calls - 1} calls that nobody waits for"] if calls > 1 else []
         return left
 
     def _audit(self) -> list[str]:

@@ -65,6 +65,8 @@ class Load:
         self._notes = notes
         self._undo: dict[str, str] = {}
         self._caps: dict[str, str] = {}
+        self._allowed: list[str] = []
+        """Whom the app may write to once, as the user was told, and has not yet tried to."""
         self._numbers = 0
         self._app_key: AppKey | None = None
         self._underway: dict[str, tuple[str, float]] = {}
@@ -202,26 +204,32 @@ class Load:
     def _ask_for_approval(self, app: Connection) -> None:
         """An app that has read a stranger's words wants to send; what it asked stays, whatever becomes of the call."""
         self.ask(app, "post.inbox")
-        to = f"a{self._number()}@example.com"
+        allowed = bool(self._allowed) and self._chosen.random() < 0.5
+        to = self._allowed.pop() if allowed else f"a{self._number()}@example.com"
         self.pending.trying(to)
         try:
-            self.ask(app, "post.send", {"to": to}, wait=0.2)
+            self.ask(app, "post.send", {"to": to}, wait=CALL_S if allowed else 0.2)
         except OpError as error:
             if error.code is Code.NEEDS_APPROVAL and _WAITS.search(error.detail):
                 self.pending.added(to)
+                if allowed:
+                    self.lost.append(f"lost: that sending to {to} was approved")
             raise
+        self.pending.removed(to)
 
     def _answer(self, client: Connection) -> None:
         there = self.pending.there
         if len(there) < 5:
             time.sleep(0.05)
             return
-        to = there[0]
+        to, answer = there[0], self._chosen.choice(("once", "no"))
         for row in self.ask(client, "approval.list")["approvals"]:
             if self.ask(client, "approval.show", {"id": row["id"]})["args"].get("to") == to:
                 self.pending.trying(to)
-                self.ask(client, "approval.answer", {"id": row["id"], "answer": self._chosen.choice(("once", "no"))})
+                self.ask(client, "approval.answer", {"id": row["id"], "answer": answer})
                 self.pending.removed(to)
+                if answer == "once":
+                    self._allowed.append(to)
                 return
 
     def _write(self, client: Connection) -> None:

@@ -416,10 +416,10 @@ def test_everything_comes_back_after_a_kill(fresh: System) -> None:
     assert "error" not in run(fresh, READ, {"op": SEND, "args": {"to": EVE, "text": "y"}})[1]
 
 
-def given(connection: Connection) -> set[tuple[str, str]]:
-    """What the user granted to the driver."""
+def given(connection: Connection) -> list[dict[str, Any]]:
+    """What the user granted to the driver, and the chain that it hangs on."""
     caps = connection.call("perm.list", {"holder": "post"})["caps"]
-    return {(cap["id"], cap["cap"]) for cap in caps if cap["origin"] == "granted by user"}
+    return [connection.call("perm.why", {"id": cap["id"]}) for cap in caps if cap["origin"] == "granted by user"]
 
 
 def test_a_changed_row_of_the_audit_log_is_named(fresh: System) -> None:
