@@ -9,7 +9,6 @@ belongs to nobody, no directory, socket or descriptor is left, and all that was 
 from __future__ import annotations
 
 import argparse
-import ctypes
 import os
 import random
 import shutil
@@ -30,7 +29,7 @@ from llmos.kernel import params
 from tests.bench.figures import report
 from tests.system.conftest import STORE, System
 from tests.system.kill_load import BOUND_S, Load
-from tests.system.kill_processes import Tree, reap, tree
+from tests.system.kill_processes import Tree, adopt, reap, tree
 from tests.system.test_authority import install
 
 WEIGHTS = {
@@ -43,7 +42,6 @@ AT_ONCE = (1, 1, 2, 3)
 CLIENTS = 2
 FDS_SLACK = 3 + 3 * params.SPARES
 """Descriptors that come and go while they are counted, and those of jails that wait for an agent."""
-_PR_SET_CHILD_SUBREAPER = 36
 _RUNTIME = {"kernel.lock", "user.token", "bus", "bus/gate", "bus/apps"}
 _PROBES = ("sys.ping", "filesystem.list", "browser_history.sources", "post.book")
 
@@ -73,9 +71,14 @@ class Campaign:
 
     def run(self, count: int, say: Callable[[str], None] = lambda _: None) -> None:
         """Kill so often; what was wrong is in `wrong`."""
-        ctypes.CDLL(None).prctl(
-            _PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0
-        )  # whoever loses its parent becomes ours, and is seen
+        adopt(True)
+        try:
+            self._run(count, say)
+            self.wrong += [f"seed {self._seed}, after the end: {one}" for one in self._left_over()]
+        finally:
+            adopt(False)
+
+    def _run(self, count: int, say: Callable[[str], None]) -> None:
         self._boot()
         self._load.admit(self._user)
         self._load.start()
@@ -98,8 +101,6 @@ class Campaign:
                 client.kill()
                 client.wait()
             self._system.stop()
-            ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
-        self.wrong += [f"seed {self._seed}, after the end: {one}" for one in self._left_over()]
 
     def figures(self) -> dict[str, float | int | str]:
         """`[kills: …]`, and what was killed how often."""
@@ -107,7 +108,7 @@ class Campaign:
             one.partition("): ")[2].partition(":")[0] or one.rpartition("end: ")[2].partition(":")[0]
             for one in self.wrong
         )
-        words = {"hangs": "hang", "orphans": "orphan", "leaks": "leak", "lost": "lost"}
+        words = {"hangs": "hang", "orphans": "orphan", "leaks": "leak", "lost": "lost", "bugs": "bug"}
         return {
             "count": self.killed.total(),
             **{name: kinds[word] for name, word in words.items()},
@@ -291,11 +292,12 @@ class Campaign:
         return [f"lost: the audit log: {fault}"] if fault else []
 
     def _left_over(self) -> list[str]:
-        """After an orderly end nobody and nothing is there."""
+        """After an orderly end nobody and nothing is there, and the kernel never met a bug of its own."""
         wrong = self._until(self._nobody, "orphan: ", 5)
         runtime = Path(self._system.environment["LLMOS_HOME"]) / "run"
         wrong += [f"leak: {path}" for path in runtime.rglob("*") if path.is_socket() or path.name == "user.token"]
-        return wrong + [f"leak: {one}" for one in self._no_leaks()]
+        bugs = [line for line in self._system.log().splitlines() if '.bug"' in line or line.startswith("Traceback")]
+        return wrong + [f"leak: {one}" for one in self._no_leaks()] + [f"bug: {line[:500]}" for line in bugs]
 
     def _nobody(self) -> list[str]:
         reap()

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 from collections import defaultdict
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+_PR_SET_CHILD_SUBREAPER = 36
 _ROLES = {
     "llmos.kernel.gate": "gate",
     "llmos.kernel.core": "core",
@@ -61,6 +63,11 @@ def tree(pid: int) -> Tree:
         return Tree(pid, words.get(pid, ""), [made(child) for child in children[pid]])
 
     return made(pid)
+
+
+def adopt(orphans: bool) -> None:
+    """Whether whoever loses its parent, below us, becomes our child, and is seen. Source: prctl(2)."""
+    ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, int(orphans), 0, 0, 0)
 
 
 def reap() -> None:

@@ -1,4 +1,4 @@
-"""The agent. What it emits first is when its own first line ran, on the clock that all processes of the machine share."""
+"""The agent."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from llmos.userland.agent import Agent
 
 def run(agent: Agent) -> dict[str, Any]:
     """Until it is ended, a call every `pause` seconds; at once without a pause."""
-    agent.emit(ran=time.monotonic())
+    agent.emit(runs=True)
     while agent.args["pause"]:
         time.sleep(agent.args["pause"])
         agent.client.call("sys.ping")
