@@ -212,10 +212,8 @@ class Kernel:
         own = self.caps.mint(USER, Right("*", "*", grantable=True), "boot")
         known = {app_holder(app.name) for app in self.apps}
         for grant in list(self.journal.grants()):
-            if (
-                grant.holder.startswith("app:") and grant.holder not in known
-            ):  # killed while it was let in, or thrown out
-                self.journal.remove_grants([grant.id])
+            if grant.holder.startswith("app:") and grant.holder not in known:
+                self.journal.remove_grants([grant.id])  # killed while the app was let in, or thrown out
                 continue
             try:
                 right = Right.parse(grant.cap, str(self.places.home), self.programs.scope_kinds)

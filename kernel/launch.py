@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -110,17 +108,6 @@ def _import_roots(manifest: DriverManifest | AgentManifest) -> tuple[Path, ...]:
 def agents_folder(places: Places) -> Path:
     """Where each agent has a directory of its own while it lives."""
     return places.state / "agents"
-
-
-def remove_tree(path: Path, *, wait: bool = False) -> None:
-    """With all that a hostile process has put there: however deep, and in a process of its own, so that nobody waits for it."""
-    with suppress(OSError):
-        path.rmdir()
-        return
-    with suppress(OSError):
-        made = subprocess.Popen(["rm", "-rf", "--", path], stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        if wait:
-            made.wait()
 
 
 def private_directory(path: Path) -> Path:

@@ -17,7 +17,7 @@ import structlog
 
 from llmos.ipc import paths
 from llmos.ipc.errors import Code, OpError
-from llmos.kernel import guard, jail, launch, params
+from llmos.kernel import jail, params
 from llmos.kernel.audit import Audit
 from llmos.kernel.audit import Kind as AuditKind
 from llmos.kernel.events import Events
@@ -37,14 +37,11 @@ def main(argv: list[str] | None = None) -> int:
     ring = LogRing()
     _set_up_logs(ring)
     loop = Loop(failed=lambda error: structlog.get_logger().error("loop.bug", exc_info=error))
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # until there is something to end in order
-    kernel, watcher = None, -1
+    kernel = None
     try:
-        places = _places(arguments.home)  # directories of our own
-        watcher = guard.start(guard.mark(places.runtime))  # ends what we leave behind, should we be killed
-        lock = _lock(places)  # one kernel per runtime directory
-        _tidy(places)  # what a kernel that was killed has left
         report = _sandbox(arguments.tier)  # what this machine can confine, by trying
+        places = _places(arguments.home)  # directories of our own
+        lock = _lock(places)  # one kernel per runtime directory
         journal = Journal(places.state / "journal.db")
         audit = Audit(places.state / "audit.db", journal)
         audit.append(AuditKind.BOOT, "kernel", "boot", "started", sync=True)
@@ -72,8 +69,6 @@ def main(argv: list[str] | None = None) -> int:
             for path in (paths.token_file(runtime), paths.bus_socket(runtime), paths.apps_socket(runtime)):
                 path.unlink(missing_ok=True)
         loop.close()
-        if watcher >= 0:
-            guard.dismiss(watcher)
     os.close(lock)
     return 0
 
@@ -130,14 +125,6 @@ def _lock(places: Places) -> int:
             Code.CONFLICT, f"llmos is already running in {places.runtime}", "use it, or end it with `llmosctl down`"
         ) from None
     return lock
-
-
-def _tidy(places: Places) -> None:
-    """Whoever holds the lock is alone: what is left of earlier kernels' jails, and of their agents' directories, is nobody's."""
-    found = guard.sweep(f"{places.runtime}:")
-    if found:
-        structlog.get_logger().warning("boot.orphans", killed=found)
-    launch.remove_tree(places.state / "agents", wait=True)
 
 
 def _write_token(places: Places, token: str) -> None:

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 INSTALL_BUBBLEWRAP = "install bubblewrap 0.8 or newer, for example: sudo apt-get install bubblewrap"
 
 _ENVIRONMENT = {"PATH": "/usr/local/bin:/usr/bin:/bin", "LANG": "C.UTF-8"}
-_KEPT_ENVIRONMENT = ("TZ", "LLMOS_RUN")  # LLMOS_RUN: whose jail it is, for `guard.py`
+_KEPT_ENVIRONMENT = ("TZ",)
 _ENFORCED_ENVIRONMENT = {"ORT_DISABLE_TELEMETRY": "1"}
 _LANDLOCK_MINIMUM = {Tier.A: 6, Tier.B: 1, Tier.C: 1}
 _UCRED = struct.Struct("@iII")  # struct ucred: pid, uid, gid
@@ -155,9 +155,7 @@ class Jailed:
             if not self._mounts:
                 os.killpg(self._process.pid, signal.SIGKILL)
             else:
-                if not self._has_started():  # the child that bubblewrap's monitor has not let go yet would wait for ever
-                    with suppress(ProcessLookupError):
-                        os.killpg(self._process.pid, signal.SIGKILL)
+                self._has_started()
                 # Killing the monitor ends the jail too, but only some time after `wait` has returned.
                 os.kill(self._init or self.pid or self._process.pid, signal.SIGKILL)
 
