@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -42,6 +43,7 @@ AT_ONCE = (1, 1, 2, 3)
 CLIENTS = 2
 FDS_SLACK = 3 + 3 * params.SPARES
 """Descriptors that come and go while they are counted, and those of jails that wait for an agent."""
+_KIND = re.compile(r": (hang|orphan|leak|lost|bug): ")
 _RUNTIME = {"kernel.lock", "user.token", "bus", "bus/gate", "bus/apps"}
 _PROBES = ("sys.ping", "filesystem.list", "browser_history.sources", "post.book")
 
@@ -83,12 +85,14 @@ class Campaign:
         self._load.admit(self._user)
         self._load.start()
         try:
-            self._settle()
+            told: set[str] = set()
+            self.wrong += [f"seed {self._seed}, before any kill: {one}" for one in self._settle()]
             self._left = count
             while self._left:
                 started, step = time.monotonic(), count - self._left + 1
                 what = self._step()
-                wrong = self._settle()
+                wrong = [one for one in self._settle() if one not in told]  # once for each
+                told.update(wrong)
                 self.wrong += [f"seed {self._seed}, kill {step} ({what}): {one}" for one in wrong]
                 for one in wrong:
                     say(f"  {one}")
@@ -104,10 +108,7 @@ class Campaign:
 
     def figures(self) -> dict[str, float | int | str]:
         """`[kills: …]`, and what was killed how often."""
-        kinds = Counter(
-            one.partition("): ")[2].partition(":")[0] or one.rpartition("end: ")[2].partition(":")[0]
-            for one in self.wrong
-        )
+        kinds = Counter(found[1] for one in self.wrong if (found := _KIND.search(one)))
         words = {"hangs": "hang", "orphans": "orphan", "leaks": "leak", "lost": "lost", "bugs": "bug"}
         return {
             "count": self.killed.total(),
