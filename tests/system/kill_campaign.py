@@ -30,7 +30,7 @@ from llmos.kernel import params
 from tests.bench.figures import report
 from tests.system.conftest import STORE, System
 from tests.system.kill_load import BOUND_S, Load
-from tests.system.kill_processes import Tree, adopt, reap, tree
+from tests.system.kill_processes import Tree, adopt, is_alive, reap, tree
 from tests.system.test_authority import install
 
 WEIGHTS = {
@@ -40,6 +40,8 @@ GATES_PER_BOOT = 4
 """The kernel gives up, as it should, when its gate ends six times in a minute."""
 AT_ONCE = (1, 1, 2, 3)
 """How many are killed before the system may recover."""
+ORPHAN_S = 3.0
+"""Seconds after the kernel's death in which all that it started has ended."""
 CLIENTS = 2
 FDS_SLACK = 3 + 3 * params.SPARES
 """Descriptors that come and go while they are counted, and those of jails that wait for an agent."""
@@ -62,6 +64,8 @@ class Campaign:
         self._clients: list[subprocess.Popen[bytes]] = []
         self._gates_killed = 0
         self._fds = 0
+        self._orphans: list[str] = []
+        """What outlived its kernel."""
         self._left = 0
         """Kills that are still to be done."""
         self._load = Load(system.socket, self._notes, seed, model=model)
@@ -189,8 +193,14 @@ class Campaign:
         """And start it again over the same home, at once or after a while; sometimes it does not survive its start."""
         process = self._system.process
         assert process is not None
+        its = tree(process.pid).all()
+
+        def outlived() -> list[str]:
+            return [f"{child.pid} {child.words[:100]}" for child in its if is_alive(child.pid)]
+
         process.kill()
         process.wait()
+        died = time.monotonic()
         if self._chosen.random() < 0.3:
             boot = [sys.executable, "-m", "llmos.kernel", "--home", str(self._system.home)]
             again = subprocess.Popen(boot, env=self._system.environment, stderr=subprocess.DEVNULL)
@@ -198,8 +208,9 @@ class Campaign:
             again.kill()
             again.wait()
         if self._chosen.random() < 0.5:
-            time.sleep(self._chosen.uniform(0.0, 0.3))
+            self._orphans += self._until(outlived, "orphan: of the kernel: ", ORPHAN_S)
         self._boot()
+        self._orphans += self._until(outlived, "orphan: of the kernel: ", died + ORPHAN_S - time.monotonic())
 
     # -- what must hold --------------------------------------------------------------------------------------------
 
@@ -209,7 +220,8 @@ class Campaign:
         self._load.pause()
         self._pause.touch()
         wrong += self._until(self._no_agents, "hang: agents that do not end")
-        wrong += self._until(self._no_orphans, "orphan: ")
+        wrong += self._until(self._no_orphans, "orphan: ") + self._orphans
+        self._orphans = []
         try:
             wrong += self._load.compare(self._user)
             wrong += self._audit() if not self._fds else []

@@ -193,7 +193,12 @@ class Load:
         if len(there) > 10 or (there and self._chosen.random() < 0.5):
             cap = self._chosen.choice(there)
             self.grants.trying(cap)
-            self.ask(client, "perm.revoke", {"id": self._caps[cap]})
+            try:
+                self.ask(client, "perm.revoke", {"id": self._caps[cap]})
+            except OpError as error:
+                if error.code is Code.NOT_FOUND:
+                    self.lost.append(f"lost: grant {cap} cannot be taken back: {error.detail}")
+                raise
             self.grants.removed(cap)
         else:
             cap = f"post.send(to=g{self._number()}@example.com)"

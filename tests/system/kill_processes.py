@@ -38,12 +38,23 @@ class Tree:
         found = next((role for module, role in _ROLES.items() if f" {module}" in self.words), "")
         return "apps_gate" if found == "gate" and "--apps" in self.words else found
 
+    def all(self) -> list[Tree]:
+        """Those that it started, and that they started."""
+        return [one for child in self.children for one in (child, *child.all())]
+
     @property
     def program(self) -> int | None:
         """Pid of the one that is no monitor: the program itself."""
         if not self.is_monitor:
             return self.pid
         return next((pid for child in self.children if (pid := child.program) is not None), None)
+
+
+def is_alive(pid: int) -> bool:
+    """And no zombie."""
+    with suppress(OSError, IndexError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    return False
 
 
 def tree(pid: int) -> Tree:
@@ -56,7 +67,9 @@ def tree(pid: int) -> Tree:
         with suppress(OSError, IndexError):
             state, parent = (entry / "stat").read_text().rpartition(")")[2].split()[:2]
             if state != "Z":
-                words[int(entry.name)] = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+                words[int(entry.name)] = " ".join(
+                    (entry / "cmdline").read_text(errors="replace").replace("\0", " ").split()
+                )
                 children[int(parent)].append(int(entry.name))
 
     def made(pid: int) -> Tree:
