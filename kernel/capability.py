@@ -104,7 +104,7 @@ class Table:
         self._now()
         accounts = []
         if id is not None:
-            self._ids = itertools.count(max(next(self._ids), int(id.removeprefix("c")) + 1))
+            self.go_on_after(id)
         made = id or self._next_id()
         for unit in (unit for unit in UNITS if unit in right.quota):
             if unit in spent:  # the clock was set back since: time goes on from there
@@ -114,6 +114,10 @@ class Table:
                 account.resume(spent[unit])
             accounts.append(account)
         return self._add(made, holder, self._definite(right), parent, origin, reason, tuple(accounts))
+
+    def go_on_after(self, id: str) -> None:  # noqa: A002
+        """This id, and those before it, are given to nothing from now on."""
+        self._ids = itertools.count(max(next(self._ids), int(id.removeprefix("c")) + 1))
 
     def derive(
         self, giver: str, right: Right, holder: str, origin: str, *, reason: str = "", handle: str = ""

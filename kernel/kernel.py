@@ -210,6 +210,8 @@ class Kernel:
     def load_grants(self) -> None:
         """The user's own right, what she granted before, and what every program is by being installed."""
         own = self.caps.mint(USER, Right("*", "*", grantable=True), "boot")
+        if self.journal.last_grant is not None:  # what somebody noted of one that is gone names no other
+            self.caps.go_on_after(self.journal.last_grant)
         known = {app_holder(app.name) for app in self.apps}
         for grant in list(self.journal.grants()):
             if grant.holder.startswith("app:") and grant.holder not in known:
