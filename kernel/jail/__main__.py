@@ -16,12 +16,12 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
-from llmos.kernel.jail.enter import NOT_CLOSED
 from llmos.kernel.jail.policy import JailError, Limits, Policy, Tier
 from llmos.kernel.jail.probe import probe
 from llmos.kernel.jail.process import spawn
 
 _TIMED_OUT = 124
+_NOT_CLOSED = 125
 _USAGE = 2
 
 
@@ -110,7 +110,7 @@ def _refused(error: JailError) -> int:
     print(f"error[jail]: {error}", file=sys.stderr)
     if error.hint:
         print(f"hint: {error.hint}", file=sys.stderr)
-    return NOT_CLOSED
+    return _NOT_CLOSED
 
 
 if __name__ == "__main__":
