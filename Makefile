@@ -72,6 +72,7 @@ attacks: dev  ## hostile processes against the bus, and what they cost the other
 
 kills: models  ## a thousand random kill -9 of every part under load (half an hour)
 	$(BIN)/python -m tests.system.kill_campaign --count 1000
+
 escapes: dev  ## a hundred and more ways out of a jail, and out of jails without one layer, as root and as a user
 	$(BIN)/python -m tests.system.escape_battery
 
