@@ -248,15 +248,22 @@ class Kernel:
 
     def load_grants(self) -> None:
         """The user's own right, what she granted before, and what every program is by being installed."""
-        self.caps.mint(USER, Right("*", "*", grantable=True), "boot")
-        for grant in self.journal.grants():
+        own = self.caps.mint(USER, Right("*", "*", grantable=True), "boot")
+        if self.journal.last_grant is not None:  # what somebody noted of one that is gone names no other
+            self.caps.go_on_after(self.journal.last_grant)
+        known = {app_holder(app.name) for app in self.apps}
+        for grant in list(self.journal.grants()):
+            if grant.holder.startswith("app:") and grant.holder not in known:
+                self.journal.remove_grants([grant.id])  # killed while the app was let in, or thrown out
+                continue
             try:
                 right = Right.parse(grant.cap, str(self.places.home), self.programs.scope_kinds)
             except OpError as error:
                 log.error("grant.unreadable", id=grant.id, err=error.detail)
                 continue
             spent = self.journal.spending(grant.id)
-            kept = self.caps.mint(grant.holder, right, grant.origin, id=grant.id, reason=grant.reason, spent=spent)
+            about = (grant.holder, right, grant.origin)
+            kept = self.caps.mint(*about, id=grant.id, reason=grant.reason, spent=spent, parent=own.id)
             self.caps.keep(kept)
         for name in self.programs.drivers:
             self._admit(name)

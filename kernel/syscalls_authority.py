@@ -288,6 +288,7 @@ def _undo(kernel: Kernel, request: Request, args: protocol.RunUndo) -> Result:
     def done(ok: bool, answer: dict[str, Any], label: Label) -> None:
         source = kernel.authority.labels.source(op.partition(".")[0], op, label)
         if ok:
+            undo.done(args.id)
             call.reply(answer, label, source)
         else:
             undo.failed(args.id)
