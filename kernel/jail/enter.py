@@ -44,6 +44,8 @@ if TYPE_CHECKING:
         """Resource, soft, hard."""
         landlock: list[tuple[str, str]] | None
         """Path and one of `read run write`; None leaves the layer out."""
+        network: bool
+        """Whether TCP may be connected, as far as Landlock is concerned."""
         landlock_minimum: int
         seccomp: bytes | None
         """The filter program; None leaves the layer out."""
@@ -77,7 +79,7 @@ _RIGHTS = {
     "run": _READ_FILE | _READ_DIR | _EXECUTE,
     "write": _ALL & ~(_EXECUTE | _MAKE_CHAR | _MAKE_BLOCK | _IOCTL_DEV),
 }
-_BIND_AND_CONNECT_TCP = 3  # ABI 4
+_BIND_TCP, _CONNECT_TCP = 1, 2  # ABI 4
 _ABSTRACT_SOCKETS_AND_SIGNALS = 3  # ABI 6
 
 
@@ -106,10 +108,11 @@ def landlock_abi() -> int:
     return max(abi, 0)
 
 
-def restrict_files(rules: list[tuple[str, str]], minimum: int) -> int:
+def restrict_files(rules: list[tuple[str, str]], minimum: int, *, network: bool = False) -> int:
     """Landlock: deny all files but `rules`, TCP, and abstract sockets and signals to processes outside.
 
-    Uses as much as this Linux offers and returns its ABI. Raises OSError, also when the ABI is below `minimum`.
+    `network` leaves TCP connections alone; binding a port stays denied. Uses as much as this Linux offers and returns its
+    ABI. Raises OSError, also when the ABI is below `minimum`.
     """
     abi = landlock_abi()
     if abi < minimum:
@@ -117,7 +120,7 @@ def restrict_files(rules: list[tuple[str, str]], minimum: int) -> int:
     handled = (1 << _FILE_RIGHTS.get(abi, _NEWEST_FILE_RIGHTS)) - 1
     attributes = struct.pack("=Q", handled)
     if abi >= 4:
-        attributes += struct.pack("=Q", _BIND_AND_CONNECT_TCP)
+        attributes += struct.pack("=Q", _BIND_TCP if network else _BIND_TCP | _CONNECT_TCP)
     if abi >= 6:
         attributes += struct.pack("=Q", _ABSTRACT_SOCKETS_AND_SIGNALS)
     size = ctypes.c_size_t(len(attributes))
@@ -181,7 +184,7 @@ def close(settings: Settings) -> int:
     _prctl("PR_SET_DUMPABLE", _PR_SET_DUMPABLE, 0)
     abi = 0
     if settings["landlock"] is not None:
-        abi = restrict_files(settings["landlock"], settings["landlock_minimum"])
+        abi = restrict_files(settings["landlock"], settings["landlock_minimum"], network=settings["network"])
     if settings["seccomp"] is not None:
         restrict_syscalls(settings["seccomp"])
     return abi

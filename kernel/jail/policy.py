@@ -97,6 +97,11 @@ class Policy:
     """Bytes of the private /tmp and, separately, of /dev/shm; both are memory and vanish with the jail."""
     share_pid: bool = False
     """Keep the host's process ids. Only the gate needs it: SO_PEERCRED shows pid 0 for a process of another namespace."""
+    network: bool = False
+    """Keep the host's network and see how it resolves names. Whoever has it reaches everything the machine does: only for
+    the egress broker and the package installer. TCP ports may not be bound."""
+    certificates: bool = False
+    """See the certificates of the authorities that this machine trusts, for TLS; `network` includes them."""
     allow_fork: bool = False
     """Whether it may start processes; threads are always allowed."""
     allow_exec: bool = False

@@ -232,7 +232,11 @@ def _settings(policy: Policy, module: str, args: Sequence[str], layers: frozense
         machine = platform.machine()
         try:
             program = seccomp.program(
-                machine, allow_fork=policy.allow_fork, allow_exec=policy.allow_exec, own_mounts=mounts
+                machine,
+                allow_fork=policy.allow_fork,
+                allow_exec=policy.allow_exec,
+                own_mounts=mounts,
+                network=policy.network,
             )
         except KeyError:
             raise JailError(f"the system calls of {machine} are not known here; x86_64 and aarch64 are") from None
@@ -247,6 +251,7 @@ def _settings(policy: Policy, module: str, args: Sequence[str], layers: frozense
         "nice": policy.limits.nice,
         "limits": _limits(policy.limits, shared_user=not mounts and not _privileged()),
         "landlock": view.landlock(policy, mounts=mounts) if Layer.LANDLOCK in layers else None,
+        "network": policy.network,
         "landlock_minimum": _LANDLOCK_MINIMUM[policy.tier],
         "seccomp": program,
     }

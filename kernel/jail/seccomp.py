@@ -112,7 +112,20 @@ _PRCTLS = {
 }
 
 
-def rules(*, allow_fork: bool, allow_exec: bool, own_mounts: bool) -> dict[str, bpf.Rule]:
+def _sockets(*, network: bool) -> bpf.Rule:
+    """Unix sockets; with the network those of TCP and UDP, but none that are raw, for packets or for Linux itself."""
+    denied = bpf.fail(errno.EACCES)
+    if not network:
+        return bpf.if_among(0, (socket.AF_UNIX,), bpf.ALLOW, denied)
+    flags = (0, socket.SOCK_CLOEXEC, socket.SOCK_NONBLOCK, socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
+    kinds = tuple(int(kind | flag) for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM) for flag in flags)
+    protocols = (0, socket.IPPROTO_TCP, socket.IPPROTO_UDP)
+    internet = bpf.if_among(1, kinds, bpf.if_among(2, protocols, bpf.ALLOW, denied), denied)
+    families = bpf.if_among(0, (socket.AF_INET, socket.AF_INET6), internet, denied)
+    return bpf.if_among(0, (socket.AF_UNIX,), bpf.ALLOW, families)
+
+
+def rules(*, allow_fork: bool, allow_exec: bool, own_mounts: bool, network: bool = False) -> dict[str, bpf.Rule]:
     """What happens at each system call by name; a call without an entry fails with ENOSYS."""
     refuse = bpf.fail(errno.EPERM)
     table: dict[str, bpf.Rule] = {
@@ -128,7 +141,7 @@ def rules(*, allow_fork: bool, allow_exec: bool, own_mounts: bool) -> dict[str, 
         "fork": bpf.ALLOW if allow_fork else refuse,
         "vfork": bpf.ALLOW if allow_fork else refuse,
         "execve": bpf.ALLOW if allow_exec else refuse,
-        "socket": bpf.if_among(0, (socket.AF_UNIX,), bpf.ALLOW, bpf.fail(errno.EACCES)),
+        "socket": _sockets(network=network),
         "socketpair": bpf.if_among(0, (socket.AF_UNIX,), bpf.ALLOW, bpf.fail(errno.EACCES)),
         "ioctl": bpf.if_among(1, tuple(_IOCTLS.values()), bpf.ALLOW, refuse),
         "prctl": bpf.if_among(0, tuple(_PRCTLS.values()), bpf.ALLOW, refuse),
@@ -139,15 +152,12 @@ def rules(*, allow_fork: bool, allow_exec: bool, own_mounts: bool) -> dict[str, 
 
 
 @lru_cache(maxsize=32)
-def program(machine: str, *, allow_fork: bool, allow_exec: bool, own_mounts: bool) -> bytes:
+def program(machine: str, *, allow_fork: bool, allow_exec: bool, own_mounts: bool, network: bool = False) -> bytes:
     """The filter for a machine (`platform.machine()`), as an array of `struct sock_filter` in its byte order.
 
     `own_mounts`: a mount namespace hides what was not granted. Raises KeyError for a machine whose system call numbers are not known here.
     """
     arch: Architecture = ARCHITECTURES[machine]
-    by_number = {
-        arch.numbers[name]: rule
-        for name, rule in rules(allow_fork=allow_fork, allow_exec=allow_exec, own_mounts=own_mounts).items()
-        if name in arch.numbers
-    }
+    table = rules(allow_fork=allow_fork, allow_exec=allow_exec, own_mounts=own_mounts, network=network)
+    by_number = {arch.numbers[name]: rule for name, rule in table.items() if name in arch.numbers}
     return bpf.assemble(bpf.filter_program(arch.audit, by_number, bpf.fail(errno.ENOSYS), arch.beyond))

@@ -21,6 +21,22 @@ KERNEL = Path(__file__).parents[1]
 
 _SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32", "/nix/store", "/gnu/store")
 _CONFIGURATION = ("/etc/ld.so.cache", "/etc/localtime")
+_NETWORK = (
+    "/etc/resolv.conf",
+    "/etc/hosts",
+    "/etc/nsswitch.conf",
+    "/etc/host.conf",
+    "/etc/gai.conf",
+)  # what resolves names
+_CERTIFICATES = (
+    "/etc/ssl/certs",
+    "/etc/ssl/cert.pem",
+    "/etc/ssl/openssl.cnf",
+    "/etc/pki/tls/certs",
+    "/etc/pki/tls/cert.pem",
+    "/etc/pki/ca-trust/extracted",
+    "/etc/ca-certificates/extracted",
+)  # where the distributions keep them; their links lead to each other
 _PROCESSORS = ("/sys/devices/system/cpu", "/sys/devices/system/node")  # thread pools size themselves by these
 _DEVICES = {
     "/dev/null": "write",
@@ -136,7 +152,8 @@ def bubblewrap(policy: Policy, *, privileged: bool) -> list[str]:
     Later mounts cover earlier ones: the interpreter and the packages come after the grants, so that a grant that
     contains them does not make them writable, and the mask over the kernel comes last.
     """
-    arguments = ["--die-with-parent", "--new-session", "--unshare-ipc", "--unshare-net", "--unshare-uts"]
+    arguments = ["--die-with-parent", "--new-session", "--unshare-ipc", "--unshare-uts"]
+    arguments += [] if policy.network else ["--unshare-net"]
     arguments += ["--unshare-cgroup-try", "--hostname", "llmos", "--cap-drop", "ALL"]
     if privileged:  # see enter.count_processes_under, which drops these
         arguments += ["--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID", "--cap-add", "CAP_SETPCAP"]
@@ -149,7 +166,7 @@ def bubblewrap(policy: Policy, *, privileged: bool) -> list[str]:
     granted = dict.fromkeys((*policy.read, *policy.path), "--ro-bind") | dict.fromkeys(policy.write, "--bind")
     for path, bind in sorted(granted.items()):
         arguments += [bind, str(path), str(path)]
-    for path in _existing((*_SYSTEM, *_CONFIGURATION, *_PROCESSORS)):
+    for path in (*_existing(_SYSTEM), *_configuration(policy), *_existing(_PROCESSORS)):
         if path.is_symlink() and path.parent == Path("/"):
             arguments += ["--symlink", str(path.readlink()), str(path)]
         else:
@@ -167,6 +184,12 @@ def bubblewrap(policy: Policy, *, privileged: bool) -> list[str]:
     return [*arguments, "--remount-ro", "/dev", "--remount-ro", "/"]
 
 
+def _configuration(policy: Policy) -> list[Path]:
+    network = _NETWORK if policy.network else ()
+    certificates = _CERTIFICATES if policy.network or policy.certificates else ()
+    return _existing((*_CONFIGURATION, *network, *certificates))
+
+
 def _read_only(path: Path) -> list[str]:
     return ["--ro-bind", str(path), str(path)]
 
@@ -176,7 +199,7 @@ def landlock(policy: Policy, *, mounts: bool) -> list[tuple[str, str]]:
     run = "run" if policy.allow_exec else "read"
     rules = [(path, run) for path in (*_existing(_SYSTEM), *interpreter())]
     rules += [(path, "read") for path in (*packages(), *kernel_parts(policy), *policy.path, *policy.read)]
-    rules += [(path, "read") for path in _existing((*_CONFIGURATION, *_PROCESSORS))]
+    rules += [(path, "read") for path in (*_configuration(policy), *_existing(_PROCESSORS))]
     rules += [(Path(path), kind) for path, kind in _DEVICES.items()]
     rules += [(path, "write") for path in policy.write]
     if policy.kernel_modules:  # imports list the directory of a package

@@ -136,6 +136,30 @@ def test_only_unix_sockets_open(machine: str, call: str) -> None:
 
 
 @pytest.mark.parametrize("machine", MACHINES)
+def test_the_network_is_tcp_and_udp_alone(machine: str) -> None:
+    """With the network, sockets of the internet open as streams and datagrams of TCP and UDP, whatever their flags."""
+    arch = ARCHITECTURES[machine]
+    program = seccomp.program(machine, allow_fork=False, allow_exec=False, own_mounts=True, network=True)
+
+    def opens(*args: int, call: str = "socket") -> bool:
+        verdict = interpret(program, arch.numbers[call], arch.audit, args)
+        assert verdict in (ALLOW, EACCES)
+        return verdict == ALLOW
+
+    flags = socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK
+    internet = (socket.AF_INET, socket.AF_INET6)
+    for family in internet:
+        assert opens(family, socket.SOCK_STREAM | flags, socket.IPPROTO_TCP)
+        assert opens(family, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC, 0)
+        assert not any(opens(family, kind, 0) for kind in range(3, 16))
+        assert not any(
+            opens(family, kind, number) for kind in (1, 2) for number in range(1, 300) if number not in (6, 17)
+        )
+        assert not opens(family, socket.SOCK_STREAM, call="socketpair")
+    assert not any(opens(family, 1, 0) for family in range(50) if family not in (*internet, socket.AF_UNIX))
+
+
+@pytest.mark.parametrize("machine", MACHINES)
 @pytest.mark.parametrize(
     ("call", "args", "expected"),
     [
