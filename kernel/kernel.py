@@ -18,6 +18,7 @@ from llmos.ipc.protocol import Header, pack_header, parse_header
 from llmos.ipc.protocol import Kind as Message
 from llmos.kernel import gate_frames, gates, jail, launch, params, syscalls
 from llmos.kernel import syscalls_authority as _more  # noqa: F401  (registers its handlers)
+from llmos.kernel import syscalls_driver as _drivers  # noqa: F401  (the same)
 from llmos.kernel.agents import Agents
 from llmos.kernel.approvals import Approval
 from llmos.kernel.apps import Apps
@@ -27,6 +28,7 @@ from llmos.kernel.audit import Audit
 from llmos.kernel.authority import ENDED, Authority
 from llmos.kernel.calls import Call, Calls
 from llmos.kernel.capability import USER, Capability, Right
+from llmos.kernel.choices import Choices
 from llmos.kernel.events import Events
 from llmos.kernel.forward import NOTHING, Forwarder
 from llmos.kernel.inference import Model
@@ -103,6 +105,8 @@ class Kernel:
         self.agents = Agents(
             self.authority, self.programs, self.processes, self.supervisor, str(places.home), self.revoked
         )
+        self.choices = Choices(stores.journal)
+        self.forwarder.off = self.choices.off
         self._declared: dict[str, list[str]] = {}
         """Driver → the capabilities it has by its manifest alone."""
         self._core_process: Process | None = None
@@ -136,8 +140,26 @@ class Kernel:
             self._apps_up.append(then)
 
     def start_drivers(self) -> None:
-        for name, manifest in self.programs.drivers.items():
-            self.supervisor.start(self.processes.add(Kind.DRIVER, name, manifest=manifest))
+        for name in self.programs.drivers:
+            self.start_driver(name)
+
+    def start_driver(self, name: str) -> None:
+        """Unless the user has switched it off; once an earlier process of its name has ended."""
+        if name in self.choices.off or name not in self.programs.drivers or self.processes.named(name) is not None:
+            return
+        if self.supervisor.ending(name):  # two of them would share a state directory
+            self.loop.later(params.LEAVING_S, lambda: self.start_driver(name))
+            return
+        self.supervisor.start(self.processes.add(Kind.DRIVER, name, manifest=self.programs.drivers[name]))
+
+    def end_driver(self, name: str, why: str) -> None:
+        """For good: nothing starts it again by itself."""
+        process = self.processes.named(name)
+        if process is not None:
+            self.supervisor.retire(process)
+            self.processes.remove(process)
+            self.forwarder.given_up(process, why)
+            self._check_ready()
 
     def rescan(self) -> Changes:
         """Something was installed or removed: new drivers start, changed ones start again, removed ones end."""
@@ -145,18 +167,14 @@ class Kernel:
         for name in (*changes.removed, *changes.changed):
             self.revoked([cap for one in self._declared.pop(name, []) for cap in self.caps.revoke(one)], "removed")
         for name in changes.removed:
-            process = self.processes.named(name)
-            if process is not None:
-                self.supervisor.retire(process)
-                self.processes.remove(process)
-                self.forwarder.given_up(process, "it was removed")
+            self.end_driver(name, "it was removed")
         for name in (*changes.added, *changes.changed):
             manifest = self.programs.drivers[name]
             self._admit(name)
             self.topics.declare_for(manifest)
             process = self.processes.named(name)
             if process is None:
-                self.supervisor.start(self.processes.add(Kind.DRIVER, name, manifest=manifest))
+                self.start_driver(name)
             else:
                 process.manifest = manifest
                 self.supervisor.restart(process)
@@ -481,7 +499,8 @@ class Kernel:
             return launch.gate(fd, address, self.report.tier, apps=apps)
         if process.kind is Kind.CORE:
             return launch.core(self.model.attach(), self.model.folders(), self.report.tier)
-        return launch.program(process, self.places, self.caps.held(process.name), self.report.tier)
+        settings = self.choices.settings(process.name) if process.kind is Kind.DRIVER else None
+        return launch.program(process, self.places, self.caps.held(process.name), self.report.tier, settings)
 
     def _process_ended(self, process: Process, reason: str) -> None:
         """Its calls fail, its contexts and capabilities go; the supervisor sees to its return."""

@@ -10,6 +10,7 @@ READY_S = 60.0  # seconds from start to `sys.ready`
 TERM_S = 2.0  # seconds between SIGTERM and SIGKILL
 RESTART_S = (0.02, 0.2, 1.0, 4.0, 15.0)  # seconds before the 1st, 2nd, … restart in a row
 REJAIL_S = 0.1  # seconds in which several grants to a driver become one restart
+LEAVING_S = 0.02  # seconds between two looks whether a driver that was ended is gone, before it starts again
 CALM_S = 60.0  # seconds a process must live for its next crash to count as the first again
 LOG_LINES = 1000  # lines of stderr kept per process
 LOG_LINE = 2000  # characters kept of one line
@@ -19,6 +20,8 @@ NICE = 5  # how far drivers and the core stand back for the kernel and the gates
 AGENT_NICE = 10  # the same of agents
 AGENT_MEMORY = 1 << 30  # bytes of address space of an agent
 DRIVER_MEMORY = 4 << 30  # bytes of address space of a driver; mapped libraries count
+
+SETTINGS_BYTES = 16_384  # of one driver's settings, as JSON: they reach it in an environment variable
 
 # calls
 MAX_CALLS = 256  # in flight per caller; one more is BUSY

@@ -1,0 +1,189 @@
+"""What was unpacked, looked at as data: what it is, what it holds, and whether it may stay."""
+
+from __future__ import annotations
+
+import configparser
+import json
+import re
+import stat
+import sys
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Literal
+
+from llmos.ipc.errors import Code, OpError
+from llmos.ipc.manifest import GROUPS, load_agent, load_driver
+
+HOST = {
+    "llmos": "llmos",
+    "msgpack": "msgpack",
+    "msgspec": "msgspec",
+    "pluggy": "pluggy",
+    "structlog": "structlog",
+    "zmq": "pyzmq",
+}
+"""Modules that what runs a driver is made of, and the distributions they come with."""
+MAX_METADATA = 1 << 20
+"""Bytes of one file that describes a distribution."""
+ORIGIN = "llmos-origin.json"
+"""Written beside the modules of a package: where it came from. No wheel may bring one."""
+
+_PROGRAM = re.compile(r"[a-z][a-z0-9_]{0,39}")
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a package came from, and may come from again."""
+
+    source: Literal["index", "file", "directory", "unknown"] = "unknown"
+    what: str = ""
+    """A name on the package index, or a path."""
+
+
+@dataclass(frozen=True)
+class Package:
+    """One that is installed, or about to be."""
+
+    name: str
+    version: str
+    programs: tuple[str, ...]
+    """Names of its drivers and agents, those of its dependencies included."""
+    directory: Path
+    origin: Origin = Origin()
+
+
+def look(directory: Path, wanted: str = "") -> Package | None:
+    """What a directory holds; None when that is no driver and no agent.
+
+    Args:
+        wanted: the distribution that was asked for; it names the whole. By default the first with a program.
+    """
+    origin = _origin(directory)
+    wanted = wanted or _first_name(origin)
+    programs: list[str] = []
+    chosen: tuple[str, str] | None = None
+    for distribution in metadata.distributions(path=[str(directory)]):
+        try:
+            name, version = str(distribution.name), str(distribution.version)
+            own = [point.name for point in distribution.entry_points if point.group in GROUPS]
+        except (
+            ValueError,
+            OSError,
+            AttributeError,
+            TypeError,
+            KeyError,
+            configparser.Error,
+        ):  # somebody else's broken file
+            continue
+        programs += own
+        if (own and chosen is None) or normal(name) == wanted:
+            chosen = name, version
+    if chosen is None or not programs:
+        return None
+    return Package(_file_name(chosen[0]), chosen[1], tuple(dict.fromkeys(sorted(programs))), directory, origin)
+
+
+def check(directory: Path) -> None:
+    """Raises `OpError(INVALID_ARGUMENT)` for what no honest wheel leaves behind."""
+    for path in _walk(directory):
+        mode = path.lstat().st_mode
+        if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)) or mode & (stat.S_ISUID | stat.S_ISGID):
+            raise _refused(f"{path.name} in it is neither a plain file nor a directory")
+        in_metadata = path.parent.name.endswith((".dist-info", ".egg-info")) and path.name != "RECORD"
+        if in_metadata and path.lstat().st_size > MAX_METADATA:
+            raise _refused(f"its {path.name} is larger than {MAX_METADATA >> 20} MiB")
+    if (directory / ORIGIN).exists():
+        raise _refused(f"it brings a file called {ORIGIN}")
+    for module in _modules(directory):
+        if module == "llmos":
+            raise _refused("it brings `llmos`, which is there already", "take it out of the package's dependencies")
+        if module in sys.stdlib_module_names:
+            raise _refused(f"it brings a module `{module}`, which is the name of one of Python's own")
+
+
+def drop_own(directory: Path) -> None:
+    """Remove modules that the driver host is made of: the system's own are used, and nothing stands in their way."""
+    import shutil
+
+    for path in list(directory.iterdir()):
+        if _module(path) in HOST:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def check_programs(directory: Path, programs: tuple[str, ...]) -> None:
+    """Raises `OpError(INVALID_ARGUMENT)` for a driver or an agent without a sound manifest of its own name."""
+    for distribution in metadata.distributions(path=[str(directory)]):
+        for point in distribution.entry_points:
+            if point.group not in GROUPS or point.name not in programs:
+                continue
+            if not _PROGRAM.fullmatch(point.name):
+                raise _refused(f"{point.name!r:.80} cannot name a driver or an agent", "lowercase letters, digits, `_`")
+            place = directory.joinpath(*filter(None, point.module.split("."))) / GROUPS[point.group]
+            if not place.is_file():
+                hint = "the manifest belongs into the package that the entry point names, and into its package data"
+                raise _refused(f"{point.name}: no {GROUPS[point.group]} in {point.module}", hint)
+            try:
+                load = load_driver if point.group == "llmos.drivers" else load_agent
+                found = load(place)
+            except OpError as error:
+                raise _refused(error.detail.replace(f"{directory}/", "")) from None
+            if found.name != point.name:
+                raise _refused(f"its entry point is called {point.name}, and its manifest {found.name}")
+
+
+def write_origin(directory: Path, origin: Origin) -> None:
+    """Note where a package came from."""
+    (directory / ORIGIN).write_text(json.dumps(asdict(origin)))
+
+
+def normal(name: str) -> str:
+    """A distribution's name as indexes compare it. Source: PEP 503."""
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def _origin(directory: Path) -> Origin:
+    try:
+        return Origin(**json.loads((directory / ORIGIN).read_text()))
+    except (OSError, ValueError, TypeError):
+        return Origin()
+
+
+def _first_name(origin: Origin) -> str:
+    if origin.source == "index":
+        return normal(re.split(r"[^A-Za-z0-9._-]", origin.what, maxsplit=1)[0])
+    return normal(Path(origin.what).name.partition("-")[0]) if origin.source == "file" else ""
+
+
+def _walk(directory: Path) -> list[Path]:
+    """Everything below; links are not followed."""
+    found, waiting = [], [directory]
+    while waiting:
+        for path in waiting.pop().iterdir():
+            found.append(path)
+            if path.is_dir() and not path.is_symlink():
+                waiting.append(path)
+    return found
+
+
+def _modules(directory: Path) -> set[str]:
+    return {_module(path) for path in directory.iterdir()}
+
+
+def _module(path: Path) -> str:
+    """What an import would call it; empty for what is none."""
+    if path.suffix in (".dist-info", ".egg-info"):
+        return ""
+    if path.is_dir():
+        return path.name
+    return path.name.partition(".")[0] if path.suffix in (".py", ".so", ".pyc") else ""
+
+
+def _file_name(name: str) -> str:
+    """A distribution's name as the name of a directory, and of nothing else."""
+    cleaned = "".join(char if char.isalnum() or char in "-_." else "_" for char in name)
+    return cleaned.strip(".") or "unnamed"
+
+
+def _refused(detail: str, hint: str = "tell its author") -> OpError:
+    return OpError(Code.INVALID_ARGUMENT, detail, hint)
