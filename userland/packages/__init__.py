@@ -20,7 +20,19 @@ from llmos.userland.packages.pip import Report
 from llmos.userland.packages.tree import Origin, Package
 from llmos.userland.visible import cut, visible
 
-__all__ = ["Origin", "Package", "Report", "fetch", "find", "install", "installed", "newest", "remove", "upgrade"]
+__all__ = [
+    "Origin",
+    "Package",
+    "Report",
+    "fetch",
+    "find",
+    "install",
+    "installed",
+    "manifests",
+    "newest",
+    "remove",
+    "upgrade",
+]
 
 _NAME = re.compile(
     r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?(\[[A-Za-z0-9,._-]+\])?( *(===?|[<>!~]=|[<>]) *[A-Za-z0-9.*+!_-]+,?)*"
@@ -92,6 +104,11 @@ def find(program: str) -> Package:
         known = ", ".join(name for one in installed() for name in one.programs)
         raise OpError(Code.NOT_FOUND, f"no installed package holds {program!r}", f"installed: {known or 'none'}")
     return found
+
+
+def manifests(package: Package) -> list[tuple[str, Path]]:
+    """Name and manifest of each of its drivers."""
+    return [(name, place) for group, name, place in tree.points(package.directory) if group == "llmos.drivers"]
 
 
 def remove(package: Package) -> None:

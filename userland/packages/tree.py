@@ -113,23 +113,37 @@ def drop_own(directory: Path) -> None:
 
 def check_programs(directory: Path, programs: tuple[str, ...]) -> None:
     """Raises `OpError(INVALID_ARGUMENT)` for a driver or an agent without a sound manifest of its own name."""
+    for group, name, place in points(directory):
+        if name not in programs:
+            continue
+        if not _PROGRAM.fullmatch(name):
+            raise _refused(f"{name!r:.80} cannot name a driver or an agent", "lowercase letters, digits, `_`")
+        if not place.is_file():
+            hint = "the manifest belongs into the package that the entry point names, and into its package data"
+            raise _refused(f"{name}: there is no {place.relative_to(directory)}", hint)
+        try:
+            found = load_driver(place) if group == "llmos.drivers" else load_agent(place)
+        except OpError as error:
+            raise _refused(error.detail.replace(f"{directory}/", "")) from None
+        if found.name != name:
+            raise _refused(f"its entry point is called {name}, and its manifest {found.name}")
+
+
+def points(directory: Path) -> list[tuple[str, str, Path]]:
+    """Group, name, and where the manifest should be, of every driver and agent; broken distributions are left out."""
+    found = []
     for distribution in metadata.distributions(path=[str(directory)]):
-        for point in distribution.entry_points:
-            if point.group not in GROUPS or point.name not in programs:
-                continue
-            if not _PROGRAM.fullmatch(point.name):
-                raise _refused(f"{point.name!r:.80} cannot name a driver or an agent", "lowercase letters, digits, `_`")
-            place = directory.joinpath(*filter(None, point.module.split("."))) / GROUPS[point.group]
-            if not place.is_file():
-                hint = "the manifest belongs into the package that the entry point names, and into its package data"
-                raise _refused(f"{point.name}: no {GROUPS[point.group]} in {point.module}", hint)
-            try:
-                load = load_driver if point.group == "llmos.drivers" else load_agent
-                found = load(place)
-            except OpError as error:
-                raise _refused(error.detail.replace(f"{directory}/", "")) from None
-            if found.name != point.name:
-                raise _refused(f"its entry point is called {point.name}, and its manifest {found.name}")
+        try:
+            own = [
+                (point.group, point.name, point.module) for point in distribution.entry_points if point.group in GROUPS
+            ]
+        except (ValueError, OSError, AttributeError, TypeError, configparser.Error):  # as the kernel does
+            continue
+        found += [
+            (group, name, directory.joinpath(*filter(None, module.split("."))) / GROUPS[group])
+            for group, name, module in own
+        ]
+    return found
 
 
 def write_origin(directory: Path, origin: Origin) -> None:
