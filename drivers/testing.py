@@ -34,7 +34,7 @@ class Running:
         """What it says of itself."""
         return self.host.driver.status()
 
-    def call(self, op: str, /, scope: Mapping[str, list[str]] | None = None, **args: Any) -> dict[str, Any]:
+    def call(self, op: str, scope: Mapping[str, list[str]] | None = None, /, **args: Any) -> dict[str, Any]:
         """An op's result. Raises `OpError` as the op does, and for arguments and results that the system would refuse.
 
         Args:

@@ -144,13 +144,16 @@ class Kernel:
             self.start_driver(name)
 
     def start_driver(self, name: str) -> None:
-        """Unless the user has switched it off; once an earlier process of its name has ended."""
-        if name in self.choices.off or name not in self.programs.drivers or self.processes.named(name) is not None:
-            return
-        if self.supervisor.ending(name):  # two of them would share a state directory
-            self.loop.later(params.LEAVING_S, lambda: self.start_driver(name))
-            return
-        self.supervisor.start(self.processes.add(Kind.DRIVER, name, manifest=self.programs.drivers[name]))
+        """Unless the user has switched it off, or it is there. Calls may come from now on."""
+        if name not in self.choices.off and self.processes.named(name) is None:
+            self._start_alone(self.processes.add(Kind.DRIVER, name, manifest=self.programs.drivers[name]))
+
+    def _start_alone(self, process: Process) -> None:
+        """Once an earlier one of its name has ended: two would share a state directory."""
+        if self.supervisor.ending(process.name):
+            self.loop.later(params.LEAVING_S, lambda: self._start_alone(process))
+        elif not process.born and self.processes.named(process.name) is process:
+            self.supervisor.start(process)
 
     def end_driver(self, name: str, why: str) -> None:
         """For good: nothing starts it again by itself."""

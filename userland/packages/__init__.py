@@ -129,14 +129,10 @@ def fetch(what: str, stage: Path, report: Report = _quiet) -> Package:
     pip.install(what, wheel, made, scratch, report)
     wanted = re.split(r"[^A-Za-z0-9._]" if wheel else r"[^A-Za-z0-9._-]", wheel.name if wheel else what, maxsplit=1)[0]
     try:
-        tree.check(made)
-        tree.drop_own(made)
-        found = tree.look(made, tree.normal(wanted))
-        if found is None:
-            raise OpError(Code.INVALID_ARGUMENT, "it holds no driver and no agent", f"groups: {', '.join(GROUPS)}")
-        tree.check_programs(made, found.programs)
+        found = tree.examine(made, wanted)
     except OpError as error:
         raise OpError(error.code, f"{visible(what)}: {visible(cut(error.detail, 500))}", error.hint) from None
+    origin = replace(origin, name=found.name)
     tree.write_origin(made, origin)
     return replace(found, origin=origin)
 

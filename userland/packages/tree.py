@@ -5,6 +5,7 @@ from __future__ import annotations
 import configparser
 import json
 import re
+import shutil
 import stat
 import sys
 from dataclasses import asdict, dataclass
@@ -39,6 +40,8 @@ class Origin:
     source: Literal["index", "file", "directory", "unknown"] = "unknown"
     what: str = ""
     """A name on the package index, or a path."""
+    name: str = ""
+    """Of the distribution that was asked for."""
 
 
 @dataclass(frozen=True)
@@ -57,16 +60,16 @@ def look(directory: Path, wanted: str = "") -> Package | None:
     """What a directory holds; None when that is no driver and no agent.
 
     Args:
-        wanted: the distribution that was asked for; it names the whole. By default the first with a program.
+        wanted: the distribution that was asked for, which names the whole; otherwise the first with a program.
     """
     origin = _origin(directory)
-    wanted = wanted or _first_name(origin)
-    programs: list[str] = []
+    wanted = normal(wanted or origin.name)
+    programs: set[str] = set()
     chosen: tuple[str, str] | None = None
     for distribution in metadata.distributions(path=[str(directory)]):
         try:
             name, version = str(distribution.name), str(distribution.version)
-            own = [point.name for point in distribution.entry_points if point.group in GROUPS]
+            own = {point.name for point in distribution.entry_points if point.group in GROUPS}
         except (
             ValueError,
             OSError,
@@ -76,12 +79,26 @@ def look(directory: Path, wanted: str = "") -> Package | None:
             configparser.Error,
         ):  # somebody else's broken file
             continue
-        programs += own
-        if (own and chosen is None) or normal(name) == wanted:
+        programs |= own
+        if normal(name) == wanted or (own and chosen is None and not wanted):
             chosen = name, version
     if chosen is None or not programs:
         return None
-    return Package(_file_name(chosen[0]), chosen[1], tuple(dict.fromkeys(sorted(programs))), directory, origin)
+    return Package(_file_name(chosen[0]), chosen[1], tuple(sorted(programs)), directory, origin)
+
+
+def examine(directory: Path, wanted: str) -> Package:
+    """What was unpacked for the distribution `wanted`, without what would shadow the system's own modules.
+
+    Raises `OpError(INVALID_ARGUMENT)` when it is no driver and no agent, or not a sound one.
+    """
+    check(directory)
+    drop_own(directory)
+    found = look(directory, wanted)
+    if found is None:
+        raise _refused(f"it holds no driver and no agent called {wanted}", f"groups: {', '.join(GROUPS)}")
+    check_programs(directory, found.programs)
+    return found
 
 
 def check(directory: Path) -> None:
@@ -104,8 +121,6 @@ def check(directory: Path) -> None:
 
 def drop_own(directory: Path) -> None:
     """Remove modules that the driver host is made of: the system's own are used, and nothing stands in their way."""
-    import shutil
-
     for path in list(directory.iterdir()):
         if _module(path) in HOST:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
@@ -161,12 +176,6 @@ def _origin(directory: Path) -> Origin:
         return Origin(**json.loads((directory / ORIGIN).read_text()))
     except (OSError, ValueError, TypeError):
         return Origin()
-
-
-def _first_name(origin: Origin) -> str:
-    if origin.source == "index":
-        return normal(re.split(r"[^A-Za-z0-9._-]", origin.what, maxsplit=1)[0])
-    return normal(Path(origin.what).name.partition("-")[0]) if origin.source == "file" else ""
 
 
 def _walk(directory: Path) -> list[Path]:
