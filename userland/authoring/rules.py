@@ -188,7 +188,7 @@ def permissions(project: Project) -> Iterator[str]:
     for _, found in _sound(project):
         asked = found.permissions
         for host in asked.hosts:
-            if host.strip(".").rpartition("*")[2].count(".") < 1 + ("*" in host):
+            if "*" in host and host.rpartition("*")[2].strip(".").count(".") < 1:
                 yield f"{found.name}: hosts: {host} is half the world"
         for path in (*asked.read, *asked.write):
             if path.rstrip("/") in _EVERYTHING or not path.strip("/"):
