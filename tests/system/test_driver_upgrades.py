@@ -160,9 +160,36 @@ def test_disabled_stays_so(running: System, tmp_path: Path) -> None:
     user = running.connect()
     user.call("driver.enable", {"name": "weather"})
     assert answers(running)["version"] == "1"
+
+
+ALONE = """
+import fcntl, time
+from llmos.drivers.sdk import Driver, op
+
+class Made(Driver):
+    def setup(self, env):
+        self.file = (env.state / "lock").open("w")
+        fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+    def close(self):
+        time.sleep(0.5)
+
+    @op
+    def now(self, call):
+        return {"alone": True}
+"""
+
+
+def test_two_never_share_a_directory(running: System, tmp_path: Path) -> None:
+    """Enabled at once after it was disabled, it starts when the one before has gone, and calls wait for that."""
+    files = wheels.driver_files("weather") | {"weather_package/driver.py": ALONE}
+    installed(running, wheels.make(tmp_path, "weather", files=files))
+    user = running.connect()
+    running.until(lambda: user.call("driver.show", {"name": "weather"})["state"] == "ready")
     user.call("driver.disable", {"name": "weather"})
-    user.call("driver.enable", {"name": "weather"})  # at once: it starts when the one before has gone
-    assert answers(running)["version"] == "1"
+    user.call("driver.enable", {"name": "weather"})
+    assert user.call("weather.now", timeout=20) == {"alone": True}
+    assert running.process_named("weather")["restarts"] == 0
 
 
 def test_the_switch_from_the_command_line(ctl: Ctl, index: Path) -> None:

@@ -9,9 +9,8 @@ import subprocess
 import sys
 import tarfile
 import tempfile
-import threading
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -300,6 +299,37 @@ def test_a_bomb_is_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     refused(wheels.make(tmp_path / "2", "bomb", files=several), Code.TOO_LARGE)
 
 
+def test_who_writes_without_end_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not only found out afterwards: the disk is full by then."""
+    monkeypatch.setattr(jailed, "MAX_BYTES", 4 << 20)
+    code, place = tmp_path / "code", tmp_path / "place"
+    code.mkdir()
+    place.mkdir()
+    (code / "flood.py").write_text(
+        "import time\nfor n in range(10**9):\n  open(f'{n:09}', 'wb').write(bytes(1 << 20))\n  time.sleep(0.05)\n"
+    )
+    with pytest.raises(OpError, match="unpacks to more than"):
+        jailed.run(jailed.Job("flood", (), (place,), path=(code,)))
+    assert jailed.usage([place])[0] < 64 << 20
+
+
+def test_what_no_honest_wheel_leaves_behind(tmp_path: Path) -> None:
+    """Should it have got past pip: links, pipes, setuid files, metadata too large to look at, and a forged origin."""
+
+    def found(change: Callable[[Path], object]) -> str:
+        root = Path(tempfile.mkdtemp(dir=tmp_path))
+        change(unpacked(wheels.make(root, "x"), root / "p"))
+        with pytest.raises(OpError) as caught:
+            tree.examine(root / "p", "x")
+        return caught.value.detail
+
+    assert "plain file" in found(lambda root: (root / "x_package" / "link").symlink_to("/etc"))
+    assert "plain file" in found(lambda root: os.mkfifo(root / "x_package" / "pipe"))
+    assert "plain file" in found(lambda root: (root / "x_package" / "driver.py").chmod(0o4755))
+    assert "1 MiB" in found(lambda root: (root / "x-1.dist-info" / "METADATA").write_bytes(bytes(2 << 20)))
+    assert "llmos-origin" in found(lambda root: (root / tree.ORIGIN).write_text('{"source": "index"}'))
+
+
 def test_a_failed_one_leaves_the_old(tmp_path: Path) -> None:
     """A newer wheel that turns out broken changes nothing."""
     unpacked(wheels.make(tmp_path / "1", "kept"), paths.packages_dir() / "kept")
@@ -337,30 +367,15 @@ def test_killed_in_the_middle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert list(paths.packages_dir().glob(".install-*")) == []
 
 
-def test_the_old_one_is_there_at_every_moment(tmp_path: Path) -> None:
-    """While versions take each other's place, whoever looks finds one of them."""
-    root = tmp_path / "root"
-    place = root / "p"
-    place.mkdir(parents=True)
-    (place / "f").touch()
-    missing: list[int] = []
-    over = threading.Event()
-
-    def look() -> None:
-        while not over.is_set():
-            if not (place / "f").exists():
-                missing.append(1)
-
-    watcher = threading.Thread(target=look)
-    watcher.start()
-    for _ in range(300):
-        with staging.stage(root) as stage:
-            (stage / "new").mkdir()
-            (stage / "new" / "f").touch()
-            staging.replace(stage / "new", place, stage)
-    over.set()
-    watcher.join()
-    assert missing == []
+def test_two_versions_swap_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There is no moment without either: it is one call of the operating system."""
+    place, made = tmp_path / "p", tmp_path / "new"
+    for directory in (place, made):
+        directory.mkdir()
+        (directory / f"of-{directory.name}").touch()
+    monkeypatch.delattr(Path, "rename")
+    staging.replace(made, place, tmp_path)
+    assert ([path.name for path in place.iterdir()], [path.name for path in made.iterdir()]) == (["of-new"], ["of-p"])
 
 
 def test_without_a_swap_the_old_one_comes_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -94,6 +94,8 @@ def upgrade(
             if not same:
                 changed.append((made, asked))
         scanned = _scan(client) if changed else None
+        if changed and scanned is None:
+            note("llmos is not running: what is new starts with the next `llmosctl up`, with what was granted before")
         for made, asked in changed if scanned is not None else ():
             _start_again(client, made, scanned or {})
             _offer(client, made, yes, asked)

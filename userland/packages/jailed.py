@@ -61,7 +61,7 @@ class Outcome:
 
 
 def run(job: Job, said: Callable[[str], None] = lambda _: None) -> Outcome:
-    """Blocks until it has ended, and ends it when interrupted; `said` gets every line it says.
+    """Blocks until it has ended, and ends it when interrupted; `said` gets every line it says. It ends with the thread that called this.
 
     Raises `OpError`: `UNAVAILABLE` (no jail to be had), `TIMEOUT`, `TOO_LARGE` (it wrote more than it may).
     """

@@ -12,12 +12,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
 from llmos.ipc.errors import Code, OpError
-from llmos.userland.models.index import Settings, read_settings
 from llmos.userland.packages import jailed, tree
 from llmos.userland.visible import cut, visible
+
+if TYPE_CHECKING:
+    from llmos.userland.models.index import Settings
 
 Report = Callable[[str, int, int], None]
 """What is being done, how many bytes of it are done, and how many there are (0: unknown)."""
@@ -54,7 +57,7 @@ def install(requirement: str, wheel: Path | None, place: Path, scratch: Path, re
         str(constraints),
     ]
     args += ["--target", str(place), "--", str(wheel) if wheel is not None else requirement]
-    settings = _handed(read_settings())
+    settings = _configured()
     read = (*settings.read, *([wheel] if wheel is not None else []))
     job = jailed.Job("pip", args, (scratch, place.parent), read, env=_environment(settings, scratch), network=True)
     done = jailed.run(job, _Progress(report))
@@ -64,7 +67,7 @@ def install(requirement: str, wheel: Path | None, place: Path, scratch: Path, re
 
 def newest(name: str, scratch: Path) -> str:
     """The newest version on the index. Raises `OpError`: `NOT_FOUND`, `UNAVAILABLE` (it cannot be asked)."""
-    settings = _handed(read_settings())
+    settings = _configured()
     args = ["index", "versions", "--only-binary", ":all:", "--", name]
     done = jailed.run(
         jailed.Job("pip", args, (scratch,), settings.read, env=_environment(settings, scratch), network=True)
@@ -93,6 +96,13 @@ class _Handed:
 
     variables: Mapping[str, str]
     read: tuple[Path, ...]
+
+
+def _configured() -> _Handed:
+    """Raises `OpError(INVALID_ARGUMENT)` for a setting of pip's that cannot be read."""
+    from llmos.userland.models.index import read_settings  # HTTP and TLS: most commands need neither
+
+    return _handed(read_settings())
 
 
 def _handed(settings: Settings) -> _Handed:
