@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 import pluggy
-import structlog
 
 from llmos.drivers import hooks
 from llmos.drivers.sdk import MARK, MAX_UNDO, PREVIEW_MARK, Call, Driver, DriverEnv, zone_named
@@ -45,7 +44,7 @@ MAX_PREVIEW = 20_000
 _UNSHOWN = frozenset(("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"))
 """Categories of characters that change how others are shown, or show nothing."""
 
-log = structlog.get_logger()
+log = logs.get_logger()
 
 _serving: contextvars.ContextVar[int] = contextvars.ContextVar("serving", default=0)
 """Id of the call that this thread serves: calls made for it name it as their parent."""

@@ -25,13 +25,14 @@ from datetime import datetime, tzinfo
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
-import structlog
-
 from llmos.drivers.hooks import hookimpl
+from llmos.ipc import log as logs
 from llmos.ipc.errors import Code, OpError
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    import structlog
 
     from llmos.ipc import embedding
 
@@ -147,7 +148,7 @@ class DriverEnv:
     """The user's time zone; None for the machine's."""
     call: embedding.Call = _no_bus
     """Calls any op the driver holds a capability for: `call("llm.embed", {"texts": [...]})`. Raises `OpError`."""
-    log: structlog.typing.FilteringBoundLogger = field(default_factory=structlog.get_logger)
+    log: structlog.typing.FilteringBoundLogger = field(default_factory=logs.get_logger)
     """Events with facts as keys; never a payload."""
 
     def embed(self, texts: Sequence[str]) -> embedding.Vectors:

@@ -11,7 +11,6 @@ import importlib.util
 import json
 import tomllib
 from collections.abc import Iterator
-from importlib import metadata
 from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -229,6 +228,8 @@ def discover(group: str, packages: Path) -> Iterator[tuple[str, Path]]:
 
 def _entries(group: str, place: Path | None) -> set[tuple[str, str]]:
     """(name, module) of every entry point in a directory, or in this Python's; those of a package that cannot be read are left out."""
+    from importlib import metadata  # slow to import, and only the kernel looks for packages
+
     found = set()
     where = metadata.distributions() if place is None else metadata.distributions(path=[str(place)])
     for distribution in where:

@@ -5,9 +5,9 @@ receive (from the gate) → decide (who is it, may it) → act (a syscall, or ha
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import structlog
@@ -39,7 +39,8 @@ from llmos.kernel.loop import Loop, Timer
 from llmos.kernel.peers import Peer, Peers
 from llmos.kernel.process import Kind, LogRing, Process, ProcessTable, State, now
 from llmos.kernel.programs import Changes, Programs
-from llmos.kernel.supervisor import Command, Supervisor
+from llmos.kernel.spares import Command
+from llmos.kernel.supervisor import Supervisor
 from llmos.kernel.topics import Topics
 from llmos.kernel.values import REFERENCE
 
@@ -124,6 +125,7 @@ class Kernel:
 
     def start_gates(self) -> None:
         """The apps' one only when there are apps."""
+        self.supervisor.sweep(launch.agents_folder(self.places))
         self.supervisor.start(self.processes.add(Kind.GATE, gates.SYSTEM))
         if len(self.apps):
             self.start_apps_gate()
@@ -487,7 +489,16 @@ class Kernel:
             log.info("boot.ready", dur_ms=round(self.ready_s * 1000))
             if self._core_start is not None:
                 self._start_core()
+            self._expect_agents()
             self.on_ready()
+
+    def _expect_agents(self) -> None:
+        """What the shipped agents are started with, as long as none of them has been granted a directory."""
+        for name, manifest in self.programs.agents.items():
+            if jail.is_own(Path(manifest.directory)):
+                like = Process(0, Kind.AGENT, name, manifest=manifest)
+                self.supervisor.expect(launch.program(like, self.places, (), self.report.tier))
+                return
 
     # -- processes -------------------------------------------------------------------------------------------------
 
@@ -525,7 +536,6 @@ class Kernel:
         self.topics.publish("proc.ended", {"pid": process.pid, "name": process.name, "reason": told}, "kernel")
         if process.kind is Kind.AGENT:
             self.agents.ended(process, reason)
-            shutil.rmtree(launch.scratch(process, self.places), ignore_errors=True)
         elif process.state is State.FAILED:
             self.forwarder.given_up(process, reason)
             self._check_ready()

@@ -16,7 +16,7 @@ from llmos.kernel import jail, params
 from llmos.kernel.capability import Capability, Right
 from llmos.kernel.jail import Limits, Policy, Tier
 from llmos.kernel.process import Kind, Process
-from llmos.kernel.supervisor import Command
+from llmos.kernel.spares import Command
 
 
 @dataclass(frozen=True)
@@ -62,15 +62,12 @@ def program(
     if process.manifest is None:
         raise OpError(Code.INTERNAL, f"{process.name} has no manifest")
     driver = process.kind is Kind.DRIVER
-    state = scratch(process, places)
-    private_directory(state)
     rights = list(held)
     read, write = (_granted_paths(rights, verb, places) for verb in ("read", "write"))
     told = {
         "kind": process.kind.value,
         "name": process.name,
         "manifest": str(Path(process.manifest.directory) / ("manifest.toml" if driver else "agent.toml")),
-        "state": str(state),
         "home": str(places.home),
         "roots": [str(path) for path in (*read, *write)],
         "writable": [str(path) for path in write],
@@ -78,19 +75,28 @@ def program(
         "args": process.args,
         "tz": _zone(),
     }
+    state: tuple[Path, ...] = ()
+    if driver:
+        state = (private_directory(places.state / "drivers" / process.program),)
+        told["state"] = str(state[0])
     bus = paths.bus_socket(places.runtime)
+    own = {"LLMOS_TOKEN": process.token, "LLMOS_CONFIG": _packed(told)}
     policy = Policy(
         read=(bus.parent, *read),
-        write=(state, *write),
+        write=(*state, *write),
         path=_import_roots(process.manifest),
-        env={"LLMOS_BUS": str(bus), "LLMOS_TOKEN": process.token, "LLMOS_CONFIG": _packed(told), "TZ": _zone()},
+        env={"LLMOS_BUS": str(bus), "TZ": _zone()} | (own if driver else {}),
         limits=Limits(
             address_space=params.DRIVER_MEMORY if driver else params.AGENT_MEMORY,
             nice=params.NICE if driver else params.AGENT_NICE,
         ),
         tier=tier,
     )
-    return Command(policy, "llmos.drivers.host" if driver else "llmos.userland.agent")
+    if driver:
+        return Command(policy, "llmos.drivers.host")
+    ours = jail.is_own(Path(process.manifest.directory))
+    args = (process.manifest.entry.partition(":")[0],) if ours else ()  # of others nothing runs before they are wanted
+    return Command(policy, "llmos.userland.agent", args, own=agents_folder(places), orders=json.dumps(own).encode())
 
 
 def _import_roots(manifest: DriverManifest | AgentManifest) -> tuple[Path, ...]:
@@ -101,11 +107,9 @@ def _import_roots(manifest: DriverManifest | AgentManifest) -> tuple[Path, ...]:
     return () if jail.sees(root) else (root,)
 
 
-def scratch(process: Process, places: Places) -> Path:
-    """A process's own directory: a driver's is kept, an agent's ends with it."""
-    if process.kind is Kind.DRIVER:
-        return places.state / "drivers" / process.program
-    return places.state / "agents" / str(process.pid)
+def agents_folder(places: Places) -> Path:
+    """Where each agent has a directory of its own while it lives."""
+    return places.state / "agents"
 
 
 def private_directory(path: Path) -> Path:

@@ -81,6 +81,8 @@ class Process:
     takes_grants: bool = False
     """Whether an agent has what was and is granted to its program, besides what it was handed."""
     jailed: Jailed | None = None
+    own: Path | None = None
+    """An agent's own directory, which ends with it."""
     os_pid: int = 0
     """The operating system's pid of the program itself, as the gate sees it."""
     started: float = 0.0

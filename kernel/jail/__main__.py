@@ -19,12 +19,12 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
-from llmos.kernel.jail.enter import NOT_CLOSED
 from llmos.kernel.jail.policy import JailError, Limits, Policy, Tier
 from llmos.kernel.jail.probe import probe
 from llmos.kernel.jail.process import spawn
 
 _TIMED_OUT = 124
+_NOT_CLOSED = 125
 _USAGE = 2
 _PR_SET_PDEATHSIG = 1
 
@@ -118,7 +118,8 @@ def _run(options: argparse.Namespace) -> int:
 
 def _tied_to(parent: int) -> bool:
     """Be killed when the parent ends, and the jail with us; False when it has ended already. Source: prctl(2)."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, ctypes.c_ulong(signal.SIGKILL), 0, 0, 0)
+    if sys.platform == "linux":  # elsewhere the jail outlives a parent that is killed, until its time is up
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, ctypes.c_ulong(signal.SIGKILL), 0, 0, 0)
     return os.getppid() == parent
 
 
@@ -126,7 +127,7 @@ def _refused(error: JailError) -> int:
     print(f"error[jail]: {error}", file=sys.stderr)
     if error.hint:
         print(f"hint: {error.hint}", file=sys.stderr)
-    return NOT_CLOSED
+    return _NOT_CLOSED
 
 
 if __name__ == "__main__":

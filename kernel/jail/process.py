@@ -5,7 +5,6 @@ from __future__ import annotations
 import marshal
 import os
 import platform
-import resource
 import secrets
 import shutil
 import signal
@@ -185,6 +184,13 @@ def spawn(
     Raises JailError when the policy makes no sense or `layers` cannot make its tier. What only shows while the jail
     is being built is raised by `Jailed.started`.
     """
+    if sys.platform != "linux":
+        from llmos.kernel.jail import elsewhere
+
+        environment = _environment(policy, str(policy.write[0]) if policy.write else "/")
+        return elsewhere.spawn(
+            policy, module, args, environment, pass_fds=pass_fds, stdin=stdin, stdout=stdout, stderr=stderr
+        )
     best = reachable(layers)
     if not best.at_least(policy.tier):
         missing = ", ".join(sorted(ALL_LAYERS - layers))
@@ -236,6 +242,7 @@ def _settings(policy: Policy, module: str, args: Sequence[str], layers: frozense
                 allow_fork=policy.allow_fork,
                 allow_exec=policy.allow_exec,
                 own_mounts=mounts,
+                own_pids=not policy.share_pid,
                 network=policy.network,
             )
         except KeyError:
@@ -250,6 +257,8 @@ def _settings(policy: Policy, module: str, args: Sequence[str], layers: frozense
         "real_uid": _FIRST_JAIL_UID + secrets.randbelow(_JAIL_UIDS) if _privileged() else None,
         "nice": policy.limits.nice,
         "limits": _limits(policy.limits, shared_user=not mounts and not _privileged()),
+        "granted": view.identities(policy),
+        "inodes": view.inodes(policy) if mounts else {},
         "landlock": view.landlock(policy, mounts=mounts) if Layer.LANDLOCK in layers else None,
         "network": policy.network,
         "landlock_minimum": _LANDLOCK_MINIMUM[policy.tier],
@@ -259,6 +268,8 @@ def _settings(policy: Policy, module: str, args: Sequence[str], layers: frozense
 
 def _limits(limits: Limits, *, shared_user: bool) -> list[tuple[int, int, int]]:
     """Resource, soft and hard limit. `shared_user`: Linux counts the processes outside of the jail too."""
+    import resource  # not on Windows, where this file still has to say that there are no jails
+
     wanted: dict[int, int | None] = {
         resource.RLIMIT_AS: limits.address_space,
         resource.RLIMIT_NOFILE: limits.open_files,
@@ -266,6 +277,8 @@ def _limits(limits: Limits, *, shared_user: bool) -> list[tuple[int, int, int]]:
         resource.RLIMIT_FSIZE: limits.file_size,
         resource.RLIMIT_CPU: limits.cpu_seconds,
         resource.RLIMIT_CORE: 0,
+        resource.RLIMIT_RTPRIO: 0,
+        resource.RLIMIT_NICE: 0,
     }
     if shared_user and limits.processes is not None:
         wanted[resource.RLIMIT_NPROC] = limits.processes + _threads_of_user()

@@ -188,6 +188,19 @@ def test_modes_change_by_path_only_where_mounts_hide_the_rest(machine: str) -> N
     assert answer(machine, "fchmod", own_mounts=False) == ALLOW
 
 
+@pytest.mark.parametrize("machine", MACHINES)
+def test_scheduling_of_others_is_refused_where_they_have_numbers(machine: str) -> None:
+    """With the host's process ids, scheduling another does nothing, and no descriptor for another is to be had."""
+    nothing = 0x00050000
+    arch = ARCHITECTURES[machine]
+    for own_pids, another in ((True, ALLOW), (False, EPERM)):
+        program = seccomp.program(machine, allow_fork=False, allow_exec=False, own_mounts=True, own_pids=own_pids)
+        for name in ("sched_setaffinity", "sched_setparam", "sched_setscheduler"):
+            assert interpret(program, arch.numbers[name], arch.audit, (0,)) == ALLOW
+            assert interpret(program, arch.numbers[name], arch.audit, (7,)) == (ALLOW if own_pids else nothing)
+        assert interpret(program, arch.numbers["pidfd_open"], arch.audit, (7,)) == another
+
+
 def test_the_table_of_numbers_is_what_the_rules_use() -> None:
     """Every rule has a number somewhere, every number a rule, and no two calls of a machine share one."""
     named = seccomp.rules(allow_fork=False, allow_exec=False, own_mounts=True).keys()
