@@ -102,7 +102,7 @@ class DriverHost:
         failure: Code | None = None
         items: int | None = None
         try:
-            result = self._run(name, call, incoming.args)
+            result = self.run(name, call, incoming.args)
             items = _count(result)
             incoming.reply(result, label=call.label or None)
         except OpError as error:
@@ -119,7 +119,8 @@ class DriverHost:
         except Exception:  # the call is answered already
             log.exception("hook.crashed", op=name)
 
-    def _run(self, name: str, call: Call, args: dict[str, Any]) -> dict[str, Any]:
+    def run(self, name: str, call: Call, args: dict[str, Any]) -> dict[str, Any]:
+        """An op's result. Raises `OpError`, `TypeError` for a result that is none, and whatever the driver raises."""
         op = self.manifest.ops.get(name)
         if op is None:
             known = ", ".join(self.manifest.ops)

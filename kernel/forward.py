@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -118,6 +118,8 @@ class Forwarder:
         """Name → what a running program lends as `app.NAME`, until its connection ends."""
         self._queues: dict[int, list[_Outgoing]] = {}
         """Driver's pid → calls that wait until it is ready."""
+        self.off: Collection[str] = ()
+        """Drivers that the user has switched off."""
         self._own_ids = itertools.count(1)
 
     # -- out -------------------------------------------------------------------------------------------------------
@@ -188,6 +190,8 @@ class Forwarder:
 
     def _to_driver(self, name: str, out: _Outgoing) -> None:
         process = self._processes.named(name)
+        if process is None and name in self.off:
+            raise OpError(Code.UNAVAILABLE, f"the driver {name} is disabled", f"llmosctl driver enable {name}")
         if process is None or process.state is State.FAILED:
             reason = process.status if process is not None else "it is not running"
             why = f": {reason}" if out.call.holder == USER else ""  # its own last words might be meant for an agent

@@ -19,6 +19,7 @@ from llmos.ipc.protocol import Kind as Message
 from llmos.kernel import gate_frames, gates, jail, launch, net, params, syscalls
 from llmos.kernel import syscalls_authority as _more  # noqa: F401  (registers its handlers)
 from llmos.kernel import syscalls_code as _code  # noqa: F401
+from llmos.kernel import syscalls_driver as _drivers  # noqa: F401  (the same)
 from llmos.kernel.agents import Agents
 from llmos.kernel.approvals import Approval
 from llmos.kernel.apps import Apps
@@ -29,6 +30,7 @@ from llmos.kernel.authority import ENDED, Authority
 from llmos.kernel.calls import Call, Calls
 from llmos.kernel.capability import USER, Capability, Right
 from llmos.kernel.cgroup import Groups
+from llmos.kernel.choices import Choices
 from llmos.kernel.code import CodeRuns
 from llmos.kernel.events import Events
 from llmos.kernel.forward import NOTHING, Forwarder
@@ -120,6 +122,8 @@ class Kernel:
         self.watchdog = Watchdog(loop, self.processes, self._own_directory, self._serves, self._over_limit)
         self.code = CodeRuns(loop, places.state / "code", stores.journal, self.authority, self.processes, report)
         self.authority.judges[protocol.RunCode.OP] = self.code.judge
+        self.choices = Choices(stores.journal)
+        self.forwarder.off = self.choices.off
         self._declared: dict[str, list[str]] = {}
         """Driver → the capabilities it has by its manifest alone."""
         self._core_process: Process | None = None
@@ -172,8 +176,29 @@ class Kernel:
             self.supervisor.restart(process)
 
     def start_drivers(self) -> None:
-        for name, manifest in self.programs.drivers.items():
-            self.supervisor.start(self.processes.add(Kind.DRIVER, name, manifest=manifest))
+        for name in self.programs.drivers:
+            self.start_driver(name)
+
+    def start_driver(self, name: str) -> None:
+        """Unless the user has switched it off, or it is there. Calls may come from now on."""
+        if name not in self.choices.off and self.processes.named(name) is None:
+            self._start_alone(self.processes.add(Kind.DRIVER, name, manifest=self.programs.drivers[name]))
+
+    def _start_alone(self, process: Process) -> None:
+        """Once an earlier one of its name has ended: two would share a state directory."""
+        if self.supervisor.ending(process.name):
+            self.loop.later(params.LEAVING_S, lambda: self._start_alone(process))
+        elif not process.born and self.processes.named(process.name) is process:
+            self.supervisor.start(process)
+
+    def end_driver(self, name: str, why: str) -> None:
+        """For good: nothing starts it again by itself."""
+        process = self.processes.named(name)
+        if process is not None:
+            self.supervisor.retire(process)
+            self.processes.remove(process)
+            self.forwarder.given_up(process, why)
+            self._check_ready()
 
     def watch(self) -> None:
         """See to it that everybody answers and nobody takes too much."""
@@ -186,18 +211,14 @@ class Kernel:
         for name in (*changes.removed, *changes.changed):
             self.revoked([cap for one in self._declared.pop(name, []) for cap in self.caps.revoke(one)], "removed")
         for name in changes.removed:
-            process = self.processes.named(name)
-            if process is not None:
-                self.supervisor.retire(process)
-                self.processes.remove(process)
-                self.forwarder.given_up(process, "it was removed")
+            self.end_driver(name, "it was removed")
         for name in (*changes.added, *changes.changed):
             manifest = self.programs.drivers[name]
             self._admit(name)
             self.topics.declare_for(manifest)
             process = self.processes.named(name)
             if process is None:
-                self.supervisor.start(self.processes.add(Kind.DRIVER, name, manifest=manifest))
+                self.start_driver(name)
             else:
                 process.manifest = manifest
                 self.supervisor.restart(process)
@@ -570,7 +591,8 @@ class Kernel:
             return launch.egress(self.egress.attach(), address, self.report.tier)
         if process.kind is Kind.CORE:
             return launch.core(self.model.attach(), self.model.folders(), self.report.tier)
-        return launch.program(process, self.places, self.caps.held(process.name), self.report.tier)
+        settings = self.choices.settings(process.name) if process.kind is Kind.DRIVER else None
+        return launch.program(process, self.places, self.caps.held(process.name), self.report.tier, settings)
 
     def _process_ended(self, process: Process, reason: str) -> None:
         """Its calls fail, its contexts and capabilities go; the supervisor sees to its return."""

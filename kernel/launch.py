@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -70,7 +70,9 @@ def core(fd: int, folders: Sequence[Path], tier: Tier) -> Command:
     return Command(policy, "llmos.kernel.core", ("--fd", str(fd)), (fd,))
 
 
-def program(process: Process, places: Places, held: Iterable[Capability], tier: Tier) -> Command:
+def program(
+    process: Process, places: Places, held: Iterable[Capability], tier: Tier, settings: Mapping[str, Any] | None = None
+) -> Command:
     """A driver or an agent: its own directory, what of the file system was granted to it, and the bus."""
     if process.manifest is None:
         raise OpError(Code.INTERNAL, f"{process.name} has no manifest")
@@ -86,7 +88,7 @@ def program(process: Process, places: Places, held: Iterable[Capability], tier: 
         "home": str(places.home),
         "roots": [str(path) for path in (*read, *write)],
         "writable": [str(path) for path in write],
-        "settings": {},
+        "settings": dict(settings or {}),
         "args": process.args,
         "tz": _zone(),
         "net": str(net) if connects else None,

@@ -11,6 +11,7 @@ TERM_S = 2.0  # seconds between SIGTERM and SIGKILL
 DOWN_S = 8.0  # seconds an orderly end may take in all, after which whatever is left is killed
 RESTART_S = (0.02, 0.2, 1.0, 4.0, 15.0)  # seconds before the 1st, 2nd, … restart in a row
 REJAIL_S = 0.1  # seconds in which several grants to a driver become one restart
+LEAVING_S = 0.02  # seconds between two looks whether a driver that was ended is gone, before it starts again
 CALM_S = 60.0  # seconds a process must live for its next crash to count as the first again
 LOG_LINES = 1000  # lines of stderr kept per process
 LOG_LINE = 2000  # characters kept of one line
@@ -48,6 +49,7 @@ DRIVER_BURN_S = 240.0  # the same of a driver: five minutes without a call to se
 PING_S = 5.0  # seconds between two pings to a driver
 PING_MISSES = 3  # pings in a row that it may leave unanswered
 CORE_SILENT_S = 120.0  # seconds without a word from the core while it has a job
+SETTINGS_BYTES = 16_384  # of one driver's settings, as JSON: they reach it in an environment variable
 
 # calls
 MAX_CALLS = 256  # in flight per caller; one more is BUSY

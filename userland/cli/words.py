@@ -29,7 +29,7 @@ _SAID = {
     "fn.register": "lend the model {name}",
     "app.call": "call {name} of running programs",
     "sys.read": "see how the system is doing",
-    "sys.control": "shut the system down, load models and start newly installed drivers",
+    "sys.control": "shut the system down, load models, and start, stop and set drivers",
     "perm.read": "see which permissions every program has",
     "perm.control": "give permissions to programs, itself included, and take them away",
     "driver.read": "see the drivers",
