@@ -11,6 +11,7 @@ import importlib
 import inspect
 import os
 import queue
+import socket
 import sys
 import threading
 import time
@@ -21,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import pluggy
 
-from llmos.drivers import hooks
+from llmos.drivers import hooks, network
 from llmos.drivers.sdk import MARK, MAX_UNDO, PREVIEW_MARK, Call, Driver, DriverEnv, zone_named
 from llmos.ipc import log as logs
 from llmos.ipc import manifest as manifests
@@ -62,6 +63,8 @@ class Config(msgspec.Struct, frozen=True):
     writable: list[Path] = []
     settings: dict[str, Any] = {}
     tz: str = ""
+    net: Path | None = None
+    """The egress broker's socket; None for a driver that may connect nowhere."""
 
 
 class DriverHost:
@@ -99,7 +102,7 @@ class DriverHost:
         failure: Code | None = None
         items: int | None = None
         try:
-            result = self._run(name, call, incoming.args)
+            result = self.run(name, call, incoming.args)
             items = _count(result)
             incoming.reply(result, label=call.label or None)
         except OpError as error:
@@ -116,7 +119,8 @@ class DriverHost:
         except Exception:  # the call is answered already
             log.exception("hook.crashed", op=name)
 
-    def _run(self, name: str, call: Call, args: dict[str, Any]) -> dict[str, Any]:
+    def run(self, name: str, call: Call, args: dict[str, Any]) -> dict[str, Any]:
+        """An op's result. Raises `OpError`, `TypeError` for a result that is none, and whatever the driver raises."""
         op = self.manifest.ops.get(name)
         if op is None:
             known = ", ".join(self.manifest.ops)
@@ -333,6 +337,7 @@ def _environment(config: Config, manifest: manifests.DriverManifest, connection:
         settings={**defaults, **config.settings},
         zone=zone_named(config.tz),
         call=call,
+        network=network.Network(config.name, config.net),
     )
 
 
@@ -348,8 +353,11 @@ def main() -> int:
         on_terminate(connection.close)
         try:
             connection.call("sys.ping")
-            host = DriverHost(manifests.load_driver(config.manifest))
-            host.setup(_environment(config, host.manifest, connection))
+            manifest = manifests.load_driver(config.manifest)
+            env = _environment(config, manifest, connection)
+            socket.create_connection = env.network.create_connection
+            host = DriverHost(manifest)
+            host.setup(env)
         except OpError as error:
             log.error("driver.failed", detail=error.detail, hint=error.hint)
             return 1

@@ -761,6 +761,50 @@ class ShowDriver(Syscall, frozen=True):
     name: Name
 
 
+class DisableDriver(Syscall, frozen=True):
+    """Ends a driver and keeps it off, over restarts too; its calls answer `UNAVAILABLE`. → `{name, state}`
+
+    Its grants, its state and its settings stay. Errors: `NOT_FOUND`.
+    """
+
+    OP = "driver.disable"
+    RIGHT = "sys.control"
+    name: Name
+
+
+class EnableDriver(Syscall, frozen=True):
+    """Lets a driver run again that was disabled, and starts it. → `{name, state}` before it is ready. Errors: `NOT_FOUND`."""
+
+    OP = "driver.enable"
+    RIGHT = "sys.control"
+    name: Name
+
+
+class SetDriver(Syscall, frozen=True):
+    """Sets one of the settings in a driver's manifest, and starts the driver again with it. → `{name, settings}`, all of them
+
+    None, or no value, sets it back to its default. Errors: `NOT_FOUND` (the driver or the setting), `INVALID_ARGUMENT` (not of its type),
+    `TOO_LARGE`.
+    """
+
+    OP = "driver.set"
+    RIGHT = "sys.control"
+    name: Name
+    key: str
+    value: Any = None
+
+
+class ForgetDriver(Syscall, frozen=True):
+    """Forgets the settings of a driver that is not installed any more, and that it was disabled. → `{}`
+
+    Errors: `CONFLICT` (it is installed).
+    """
+
+    OP = "driver.forget"
+    RIGHT = "sys.control"
+    name: Name
+
+
 # -- code: programs that the model or the user writes ------------------------------------------------------------------
 
 

@@ -333,7 +333,19 @@ class Authority:
         said = approval.answer if approval.state in (State.APPROVED, State.DENIED) else approval.state.value
         self._note(Kind.APPROVAL, approval.holder, approval.op, said, label=label, detail=approval.id, sync=True)
 
-    def refused(self, holder: str, op: str, error: OpError) -> None:
+    def connecting(self, holder: str, cap: Capability, where: str) -> None:
+        """A connection is about to be opened. Raises `OpError(UNAVAILABLE)` when that cannot be written down: then it must not.
+
+        It does not wait for the disk, as the call that it is made for has: a driver could have the kernel wait for each of a hundred.
+        """
+        label = str(self.labels.of(holder))
+        self.audit.append(Kind.EFFECT, holder, "net.connect", "allowed", cap=cap.id, label=label, detail=where)
+
+    def disconnected(self, holder: str, cap: str, told: str) -> None:
+        """A connection has ended."""
+        self._note(Kind.EFFECT, holder, "net.connect", "ended", cap=cap, detail=told)
+
+    def refused(self, holder: str, op: str, error: OpError, what: str = "") -> None:
         """A call was refused. A holder that is refused all the time is counted instead of filling the disk."""
         if error.code not in _REFUSALS:
             return
@@ -348,7 +360,8 @@ class Authority:
         more = f"{mine.unwritten} more before it were not written" if mine.unwritten else ""
         mine.unwritten = 0
         label = str(self.labels.of(holder)) if holder else str(BOTTOM)
-        self._note(Kind.DENIAL, holder, op, error.code.value, label=label, detail=more)
+        detail = "; ".join(filter(None, (what, more)))
+        self._note(Kind.DENIAL, holder, op, error.code.value, label=label, detail=detail)
 
     def _note(self, kind: Kind, holder: str, op: str, decision: str, **fields: Any) -> None:
         try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,6 +44,21 @@ def gate(fd: int, address: Path, tier: Tier, *, apps: bool) -> Command:
     return Command(policy, "llmos.kernel.gate", (str(fd), str(address), *(("--apps",) if apps else ())), (fd,))
 
 
+def egress(fd: int, address: Path, tier: Tier) -> Command:
+    """It keeps the host's process ids as a gate does, and it alone has a network."""
+    policy = Policy(
+        write=(address.parent,),
+        kernel_modules=("egress", "egress_address", "egress_frames", "params"),
+        # a look-up comes to its end, and its threads share their memory
+        env={"RES_OPTIONS": "timeout:3 attempts:2", "MALLOC_ARENA_MAX": "2"},
+        share_pid=True,
+        network=True,
+        limits=Limits(address_space=params.EGRESS_MEMORY, open_files=params.EGRESS_FILES, nice=params.NICE),
+        tier=tier,
+    )
+    return Command(policy, "llmos.kernel.egress", (str(fd), str(address)), (fd,))
+
+
 def core(fd: int, folders: Sequence[Path], tier: Tier) -> Command:
     """It sees the models it may load, and nothing else."""
     policy = Policy(
@@ -55,13 +70,17 @@ def core(fd: int, folders: Sequence[Path], tier: Tier) -> Command:
     return Command(policy, "llmos.kernel.core", ("--fd", str(fd)), (fd,))
 
 
-def program(process: Process, places: Places, held: Iterable[Capability], tier: Tier) -> Command:
+def program(
+    process: Process, places: Places, held: Iterable[Capability], tier: Tier, settings: Mapping[str, Any] | None = None
+) -> Command:
     """A driver or an agent: its own directory, what of the file system was granted to it, and the bus."""
     if process.manifest is None:
         raise OpError(Code.INTERNAL, f"{process.name} has no manifest")
     driver = process.kind is Kind.DRIVER
     rights = list(held)
     read, write = (_granted_paths(rights, verb, places) for verb in ("read", "write"))
+    connects = driver and any(cap.right.object == "net" for cap in rights)
+    net = paths.egress_socket(places.runtime)
     told = {
         "kind": process.kind.value,
         "name": process.name,
@@ -69,9 +88,10 @@ def program(process: Process, places: Places, held: Iterable[Capability], tier: 
         "home": str(places.home),
         "roots": [str(path) for path in (*read, *write)],
         "writable": [str(path) for path in write],
-        "settings": {},
+        "settings": dict(settings or {}),
         "args": process.args,
         "tz": _zone(),
+        "net": str(net) if connects else None,
     }
     state: tuple[Path, ...] = ()
     if driver:
@@ -80,9 +100,10 @@ def program(process: Process, places: Places, held: Iterable[Capability], tier: 
     bus = paths.bus_socket(places.runtime)
     own = {"LLMOS_TOKEN": process.token, "LLMOS_CONFIG": _packed(told)}
     policy = Policy(
-        read=(bus.parent, *read),
+        read=(bus.parent, *((private_directory(net.parent),) if connects else ()), *read),
         write=(*state, *write),
         path=_import_roots(process.manifest),
+        certificates=connects,
         env={"LLMOS_BUS": str(bus), "TZ": _zone()} | (own if driver else {}),
         limits=Limits(
             address_space=params.DRIVER_MEMORY if driver else params.AGENT_MEMORY,

@@ -72,7 +72,12 @@ def main(argv: list[str] | None = None) -> int:
         if kernel is not None:
             kernel.close()
             runtime = kernel.places.runtime
-            for path in (paths.token_file(runtime), paths.bus_socket(runtime), paths.apps_socket(runtime)):
+            for path in (
+                paths.token_file(runtime),
+                paths.bus_socket(runtime),
+                paths.apps_socket(runtime),
+                paths.egress_socket(runtime),
+            ):
                 path.unlink(missing_ok=True)
         loop.close()
         if watcher >= 0:

@@ -11,6 +11,7 @@ TERM_S = 2.0  # seconds between SIGTERM and SIGKILL
 DOWN_S = 8.0  # seconds an orderly end may take in all, after which whatever is left is killed
 RESTART_S = (0.02, 0.2, 1.0, 4.0, 15.0)  # seconds before the 1st, 2nd, … restart in a row
 REJAIL_S = 0.1  # seconds in which several grants to a driver become one restart
+LEAVING_S = 0.02  # seconds between two looks whether a driver that was ended is gone, before it starts again
 CALM_S = 60.0  # seconds a process must live for its next crash to count as the first again
 LOG_LINES = 1000  # lines of stderr kept per process
 LOG_LINE = 2000  # characters kept of one line
@@ -48,6 +49,7 @@ DRIVER_BURN_S = 240.0  # the same of a driver: five minutes without a call to se
 PING_S = 5.0  # seconds between two pings to a driver
 PING_MISSES = 3  # pings in a row that it may leave unanswered
 CORE_SILENT_S = 120.0  # seconds without a word from the core while it has a job
+SETTINGS_BYTES = 16_384  # of one driver's settings, as JSON: they reach it in an environment variable
 
 # calls
 MAX_CALLS = 256  # in flight per caller; one more is BUSY
@@ -137,6 +139,26 @@ GATE_AHEAD = 8  # messages that a gate takes of its peers before it looks at the
 GATE_PIPE = (
     1  # bytes on their way to the kernel, which Linux makes 4.5 KB; more wait at their senders, who then take turns
 )
+
+# the egress broker
+EGRESS_MEMORY = 768 << 20  # bytes of address space; its threads' stacks and arenas count
+EGRESS_STACK = 256 * 1024  # bytes of the stack of a thread that looks a name up
+EGRESS_FILES = 2048  # descriptors; a connection has two
+EGRESS_CONNECTIONS = 512  # open at once, all drivers
+EGRESS_PER_PROCESS = 64  # the same for one driver; one more is BUSY
+EGRESS_RATE = 20.0  # connections asked for per second and driver, sustained
+EGRESS_BURST = 200.0  # connections above the rate at once
+EGRESS_REQUEST_S = 5.0  # seconds for the whole of a request, and for the kernel's answer
+EGRESS_CONNECT_S = 20.0  # seconds to resolve a name and to connect, all its addresses together
+EGRESS_ADDRESSES = 4  # of one name that are tried
+EGRESS_NAMES = 32  # names looked up at once, all drivers
+EGRESS_NAMES_PER_PROCESS = 8  # the same for one driver; others wait
+EGRESS_BLOCK = 32 * 1024  # bytes held for each direction of a connection
+EGRESS_METER = 256 * 1024  # bytes after which a connection under a quota of bytes is accounted for
+EGRESS_IDLE_S = (
+    2100.0  # seconds without a byte after which a connection ends; mail clients are silent for 29 minutes (RFC 2177)
+)
+EGRESS_SWEEP_S = 5.0  # seconds between two looks at that
 
 
 def share(limit: int, mine: int, others: int) -> bool:

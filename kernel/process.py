@@ -30,6 +30,7 @@ class Kind(StrEnum):
 
     GATE = "gate"
     CORE = "core"
+    EGRESS = "egress"
     DRIVER = "driver"
     AGENT = "agent"
     CODE = "code"

@@ -217,6 +217,10 @@ class Supervisor:
         self._loop.unwatch(self._signals)
         os.close(self._signals)
 
+    def ending(self, name: str) -> bool:
+        """Whether a process of that name is on its way out for good."""
+        return any(process.name == name and process in self._retired for process in self._children)
+
     def children(self, *kinds: Kind) -> int:
         """How many are alive, of these kinds."""
         return sum(process.kind in kinds for process in self._children)

@@ -139,6 +139,7 @@ def _ops(kernel: Kernel, request: Request, args: protocol.Ops) -> Result:  # noq
     rows = [
         describe(f"{name}.{verb}", op, op.label.tags if op.label is not None else manifest.tags)
         for name, manifest in kernel.programs.drivers.items()
+        if name not in kernel.choices.off
         for verb, op in manifest.ops.items()
         if verb not in manifests.KERNEL_OPS and kernel.caps.can(holder, name, op.effect.value)
     ]
@@ -467,7 +468,9 @@ def _show_driver(kernel: Kernel, request: Request, args: protocol.ShowDriver) ->
             Code.NOT_FOUND, f"no driver is called {args.name!r}", f"installed: {', '.join(kernel.programs.drivers)}"
         )
     ops = {verb: msgspec.to_builtins(op) for verb, op in manifest.ops.items()}
-    answer = {**_driver(kernel, args.name), "manifest": msgspec.to_builtins(manifest), "ops": ops}
+    settings = {key: setting.get("default") for key, setting in manifest.settings.items()}
+    settings |= kernel.choices.settings(args.name)
+    answer = {**_driver(kernel, args.name), "manifest": msgspec.to_builtins(manifest), "ops": ops, "settings": settings}
     return _labelled(kernel, request, answer, kernel.authority.labels.of(args.name))
 
 
@@ -477,7 +480,7 @@ def _driver(kernel: Kernel, name: str) -> dict[str, Any]:
         "name": name,
         "version": manifest.version,
         "summary": manifest.summary,
-        "state": process.state.value if process is not None else "off",
+        "state": process.state.value if process is not None else "disabled" if name in kernel.choices.off else "off",
         "status": process.status if process is not None else "",
         "pid": process.pid if process is not None else 0,
         "ops": [f"{name}.{verb}" for verb in manifest.ops],

@@ -141,6 +141,11 @@ class Jailed:
     def wait(self, timeout: float | None = None) -> int:
         """Wait for its end and return the exit status as `poll` does. Raises subprocess.TimeoutExpired."""
         status = self._process.wait(timeout)
+        if self._mounts and self._outcome is None and not self._has_started():
+            # A monitor that was killed while it built the jail leaves its child waiting for it for ever, in a group that is still theirs.
+            with suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)
+            self._outcome = self._outcome or JailError("it ended before its jail was closed")
         self._status.close()
         return self._own_status(status)
 

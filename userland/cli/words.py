@@ -17,6 +17,7 @@ _TERM = re.compile(r'\s*([a-z_]+)\s*(<=|=)\s*("(?:[^"\\]|\\.)*"|[^,"]*?)\s*(?:,|
 _SAID = {
     "fs.read": "see the files in {path}",
     "fs.write": "change the files in {path}",
+    "net.connect": "connect to {host}",
     "llm.generate": "use the language model",
     "llm.embed": "compare texts by meaning",
     "bus.subscribe": "hear of {topic}",
@@ -28,7 +29,7 @@ _SAID = {
     "fn.register": "lend the model {name}",
     "app.call": "call {name} of running programs",
     "sys.read": "see how the system is doing",
-    "sys.control": "shut the system down, load models and start newly installed drivers",
+    "sys.control": "shut the system down, load models, and start, stop and set drivers",
     "perm.read": "see which permissions every program has",
     "perm.control": "give permissions to programs, itself included, and take them away",
     "driver.read": "see the drivers",
@@ -181,6 +182,7 @@ _LIMITS: dict[str, Callable[[str], str]] = {
     "expires": _until,
     "for": _lifetime,
     "approval": _asking,
+    "private": lambda text: "on this machine and in your own network too" if text in ("yes", "*") else "",
     "grantable": lambda text: "and may hand it on" if text == "yes" else "",
 }
 """Keys that bound how much, how long and on what terms."""
