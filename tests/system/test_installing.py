@@ -127,6 +127,7 @@ def test_killed_in_the_middle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
             **os.environ,
             "PIP_INDEX_URL": f"http://127.0.0.1:{silent.getsockname()[1]}/simple",
             "PIP_NO_INDEX": "",
+            "PIP_TIMEOUT": "600",
         }
         command = [sys.executable, "-m", "llmos.userland.cli", "driver", "install", "kept"]
         process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
