@@ -137,3 +137,21 @@ def running(system: System) -> System:
     """Booted, without a model."""
     assert system.start()["ready"], system.log()
     return system
+
+
+@pytest.fixture
+def offline(llmos_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """pip knows one folder of wheels, this one, and no index; the user's home and environment hold a secret."""
+    for name in [name for name in os.environ if name.startswith("PIP_")]:
+        monkeypatch.delenv(name)
+    for name in ("REQUESTS_CA_BUNDLE", "SSL_CERT_FILE"):
+        monkeypatch.delenv(name, raising=False)
+    folder = tmp_path / "wheels"
+    folder.mkdir()
+    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(folder))
+    monkeypatch.setenv("SECRET", "hunter2")
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "secret").write_text("hunter2")
+    return folder

@@ -7,6 +7,12 @@ import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import pytest
+
+from llmos.ipc import paths
+from llmos.ipc.errors import Code, OpError
+from llmos.userland import packages
+
 MANIFEST = """
 name = "{name}"
 version = "{version}"
@@ -84,3 +90,21 @@ def make(
             entry.external_attr = (stat.S_IFLNK | 0o777) << 16
             archive.writestr(entry, target)
     return path
+
+
+def refused(what: Path | str, code: Code = Code.INVALID_ARGUMENT) -> str:
+    """Installing it fails with `code`, and leaves nothing."""
+    before = packages.installed()
+    with pytest.raises(OpError) as caught:
+        packages.install(str(what))
+    assert caught.value.code is code, caught.value
+    assert packages.installed() == before
+    assert list(paths.packages_dir().glob(".install-*")) == []
+    return str(caught.value)
+
+
+def unpacked(wheel: Path, into: Path) -> Path:
+    """As an installer would, and no more."""
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(into)
+    return into

@@ -142,6 +142,10 @@ def test_nothing_of_it_runs_or_is_followed(shed: Path, tmp_path: Path, capsys: p
     manifest('version = "0.1.0"', 'version = "\\u001b[31m"')(shed)
     main.run(["driver", "check", str(shed)])
     assert "\x1b" not in capsys.readouterr().out
+    for file in ("tests/test_pipe.py", "README.fifo", "src/llmos_shed/manifest.toml"):
+        (shed / file).unlink(missing_ok=True)
+        os.mkfifo(shed / file)  # which would be waited for
+    assert "no plain file" in rules.grade(project.read(shed))[1].problem
     (shed / "src/llmos_shed").rename(tmp_path / "elsewhere")
     (shed / "src/llmos_shed").symlink_to(tmp_path / "elsewhere")
     assert "no package" in rules.grade(project.read(shed))[0].problem

@@ -68,6 +68,8 @@ def read(root: Path) -> Project:
 def text(path: Path) -> str:
     """The beginning of a file; empty for what is none, or is not text."""
     try:
+        if not path.is_file():  # to open a pipe would wait for its writer
+            return ""
         with path.open("rb") as stream:
             return stream.read(_MAX_TEXT).decode()
     except (OSError, UnicodeDecodeError):
@@ -81,6 +83,8 @@ def _driver(root: Path, point: str, module: str) -> DriverSource:
     if directory is None or not directory.resolve().is_relative_to(root):
         return DriverSource(point, module, None, None, {}, f"there is no package {module} here, nor below src/")
     path = directory / "manifest.toml"
+    if path.exists() and not path.is_file():
+        return DriverSource(point, module, directory, None, {}, f"{path.relative_to(root)}: no plain file")
     try:
         manifest = load_driver(path)
         raw = tomllib.loads(path.read_bytes()[:MAX_MANIFEST].decode())

@@ -15,6 +15,7 @@ from pathlib import Path
 from llmos.ipc import paths
 from llmos.ipc.errors import Code, OpError
 from llmos.ipc.manifest import GROUPS, discover
+from llmos.ipc.protocol import SYSCALLS
 from llmos.userland.packages import jailed, pip, staging, tree
 from llmos.userland.packages.pip import Report
 from llmos.userland.packages.tree import Origin, Package
@@ -188,6 +189,7 @@ def _refuse_taken(found: Package) -> None:
     """Nobody takes over another's name, for grants and a state directory belong to it. Raises `OpError(CONFLICT)`."""
     nowhere = paths.packages_dir() / ".none"
     own = {name: "the system" for group in GROUPS for name, _ in discover(group, nowhere)}
+    own |= {op.partition(".")[0]: "the system" for op in SYSCALLS}
     others = {name: one.name for one in installed() if one.name != found.name for name in one.programs}
     for name in found.programs:
         holder = {**others, **own}.get(name)
