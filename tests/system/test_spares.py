@@ -86,13 +86,14 @@ def test_an_agent_sees_what_it_was_handed_though_spares_do_not(world: World) -> 
 def test_a_tree_too_deep_to_delete_by_recursion_is_deleted(world: World) -> None:
     """By a process of its own: what an agent leaves costs the kernel nothing."""
     deep = """
-    told["own"] = os.getcwd()
     for _ in range(3000):
         os.mkdir("d")
         os.chdir("d")
     """
-    own = Path(world.run(deep, [])["own"])
-    world.system.until(lambda: not own.exists(), 20)
+    pid = world.start(deep + "time.sleep(60)\n", [])
+    own = world.system.until(lambda: next((own for own in spares(world) if (own / "d/d/d").exists()), None))
+    world.ends(pid)
+    world.system.until(lambda: not own.exists(), 60)
     assert world.is_well()
 
 
