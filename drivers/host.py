@@ -11,6 +11,7 @@ import importlib
 import inspect
 import os
 import queue
+import socket
 import sys
 import threading
 import time
@@ -20,9 +21,8 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 import pluggy
-import structlog
 
-from llmos.drivers import hooks
+from llmos.drivers import hooks, network
 from llmos.drivers.sdk import MARK, MAX_UNDO, PREVIEW_MARK, Call, Driver, DriverEnv, zone_named
 from llmos.ipc import log as logs
 from llmos.ipc import manifest as manifests
@@ -45,7 +45,7 @@ MAX_PREVIEW = 20_000
 _UNSHOWN = frozenset(("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"))
 """Categories of characters that change how others are shown, or show nothing."""
 
-log = structlog.get_logger()
+log = logs.get_logger()
 
 _serving: contextvars.ContextVar[int] = contextvars.ContextVar("serving", default=0)
 """Id of the call that this thread serves: calls made for it name it as their parent."""
@@ -63,6 +63,8 @@ class Config(msgspec.Struct, frozen=True):
     writable: list[Path] = []
     settings: dict[str, Any] = {}
     tz: str = ""
+    net: Path | None = None
+    """The egress broker's socket; None for a driver that may connect nowhere."""
 
 
 class DriverHost:
@@ -100,7 +102,7 @@ class DriverHost:
         failure: Code | None = None
         items: int | None = None
         try:
-            result = self._run(name, call, incoming.args)
+            result = self.run(name, call, incoming.args)
             items = _count(result)
             incoming.reply(result, label=call.label or None)
         except OpError as error:
@@ -117,7 +119,8 @@ class DriverHost:
         except Exception:  # the call is answered already
             log.exception("hook.crashed", op=name)
 
-    def _run(self, name: str, call: Call, args: dict[str, Any]) -> dict[str, Any]:
+    def run(self, name: str, call: Call, args: dict[str, Any]) -> dict[str, Any]:
+        """An op's result. Raises `OpError`, `TypeError` for a result that is none, and whatever the driver raises."""
         op = self.manifest.ops.get(name)
         if op is None:
             known = ", ".join(self.manifest.ops)
@@ -334,6 +337,7 @@ def _environment(config: Config, manifest: manifests.DriverManifest, connection:
         settings={**defaults, **config.settings},
         zone=zone_named(config.tz),
         call=call,
+        network=network.Network(config.name, config.net),
     )
 
 
@@ -349,8 +353,11 @@ def main() -> int:
         on_terminate(connection.close)
         try:
             connection.call("sys.ping")
-            host = DriverHost(manifests.load_driver(config.manifest))
-            host.setup(_environment(config, host.manifest, connection))
+            manifest = manifests.load_driver(config.manifest)
+            env = _environment(config, manifest, connection)
+            socket.create_connection = env.network.create_connection
+            host = DriverHost(manifest)
+            host.setup(env)
         except OpError as error:
             log.error("driver.failed", detail=error.detail, hint=error.hint)
             return 1

@@ -17,7 +17,7 @@ import structlog
 
 from llmos.ipc import paths
 from llmos.ipc.errors import Code, OpError
-from llmos.kernel import cgroup, guard, jail, launch
+from llmos.kernel import cgroup, guard, jail
 from llmos.kernel.audit import Audit
 from llmos.kernel.audit import Kind as AuditKind
 from llmos.kernel.events import Events
@@ -72,7 +72,12 @@ def main(argv: list[str] | None = None) -> int:
         if kernel is not None:
             kernel.close()
             runtime = kernel.places.runtime
-            for path in (paths.token_file(runtime), paths.bus_socket(runtime), paths.apps_socket(runtime)):
+            for path in (
+                paths.token_file(runtime),
+                paths.bus_socket(runtime),
+                paths.apps_socket(runtime),
+                paths.egress_socket(runtime),
+            ):
                 path.unlink(missing_ok=True)
         loop.close()
         if watcher >= 0:
@@ -136,11 +141,10 @@ def _lock(places: Places) -> int:
 
 
 def _tidy(places: Places) -> None:
-    """Whoever holds the lock is alone: what is left of earlier kernels' jails, and of their agents' directories, is nobody's."""
+    """Whoever holds the lock is alone: what is left of earlier kernels' jails is nobody's."""
     found = guard.sweep(f"{places.runtime}:")
     if found:
         structlog.get_logger().warning("boot.orphans", killed=found)
-    launch.remove_tree(places.state / "agents", wait=True)
 
 
 def _write_token(places: Places, token: str) -> None:

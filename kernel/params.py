@@ -11,10 +11,13 @@ TERM_S = 2.0  # seconds between SIGTERM and SIGKILL
 DOWN_S = 8.0  # seconds an orderly end may take in all, after which whatever is left is killed
 RESTART_S = (0.02, 0.2, 1.0, 4.0, 15.0)  # seconds before the 1st, 2nd, … restart in a row
 REJAIL_S = 0.1  # seconds in which several grants to a driver become one restart
+LEAVING_S = 0.02  # seconds between two looks whether a driver that was ended is gone, before it starts again
 CALM_S = 60.0  # seconds a process must live for its next crash to count as the first again
 LOG_LINES = 1000  # lines of stderr kept per process
 LOG_LINE = 2000  # characters kept of one line
 LOGS_OF_ENDED = 32  # agents whose last lines are kept after their end
+SPARES = 2  # jails that wait for an agent; of the policies wanted last
+SPARE_S = 0.3  # seconds without a start after which one is made
 MAX_STARTING = 4  # agents that start at once; the others wait for their turn
 NICE = 5  # how far drivers and the core stand back for the kernel and the gates, so that the bus stays quick while they compute
 AGENT_NICE = 10  # the same of agents
@@ -47,6 +50,7 @@ DRIVER_BURN_S = 240.0  # the same of a driver: five minutes without a call to se
 PING_S = 5.0  # seconds between two pings to a driver
 PING_MISSES = 3  # pings in a row that it may leave unanswered
 CORE_SILENT_S = 120.0  # seconds without a word from the core while it has a job
+SETTINGS_BYTES = 16_384  # of one driver's settings, as JSON: they reach it in an environment variable
 
 # calls
 MAX_CALLS = 256  # in flight per caller; one more is BUSY
@@ -96,6 +100,28 @@ LOAD_S = 300.0  # seconds a model may take to load
 CORE_MEMORY = 64 << 30  # bytes of address space of the core: weights are mapped
 GENERATE_S = 600.0  # seconds an inference without a deadline may take
 
+# programs that are run (`code.run`)
+CODE_RUNS = 4  # at once
+CODE_S = (
+    660.0  # seconds a call without a deadline may take, waiting for the jail and looking through the project included
+)
+CODE_START_S = 15.0  # seconds from start until the jail is closed
+CODE_PROJECTS = 64  # there may be; one more is BUSY
+CODE_FILES = 2_000  # entries of one project
+CODE_BYTES = 256 << 20  # bytes on disk of one project
+CODE_FILE_BYTES = 64 << 20  # bytes of the largest file that a program may write
+CODE_DEPTH = 16  # directories inside one another in a project
+CODE_DISK_LEFT = 512 << 20  # bytes that must stay free on the disk while programs run
+CODE_INODES_LEFT = 5_000  # files that must still find room there
+CODE_WATCH_S = 0.2  # seconds between two looks at what a program uses
+CODE_PAUSE_S = 0.01  # seconds between two blocks that are taken of one's output
+CODE_SLICE = 64  # entries of a project that are looked at before the loop goes on
+CODE_OPEN_FILES = 64  # descriptors of one process
+CODE_THREADS = 64  # threads and processes of one program
+CODE_SCRATCH = 32 << 20  # bytes of its /tmp, and of its /dev/shm
+CODE_ROOM = 512 << 20  # bytes of address space beside `memory_mb`: what is mapped and not used
+CODE_TEXT = 16_000  # bytes of each stream that the final reply repeats, and of the list of files
+
 # gate
 GATE_MEMORY = 768 << 20  # bytes of address space; a peer that makes libzmq buffer more kills its own connection
 GATE_FRAME = 1 << 20  # bytes of one ZMTP frame; a larger one disconnects its sender
@@ -114,6 +140,26 @@ GATE_AHEAD = 8  # messages that a gate takes of its peers before it looks at the
 GATE_PIPE = (
     1  # bytes on their way to the kernel, which Linux makes 4.5 KB; more wait at their senders, who then take turns
 )
+
+# the egress broker
+EGRESS_MEMORY = 768 << 20  # bytes of address space; its threads' stacks and arenas count
+EGRESS_STACK = 256 * 1024  # bytes of the stack of a thread that looks a name up
+EGRESS_FILES = 2048  # descriptors; a connection has two
+EGRESS_CONNECTIONS = 512  # open at once, all drivers
+EGRESS_PER_PROCESS = 64  # the same for one driver; one more is BUSY
+EGRESS_RATE = 20.0  # connections asked for per second and driver, sustained
+EGRESS_BURST = 200.0  # connections above the rate at once
+EGRESS_REQUEST_S = 5.0  # seconds for the whole of a request, and for the kernel's answer
+EGRESS_CONNECT_S = 20.0  # seconds to resolve a name and to connect, all its addresses together
+EGRESS_ADDRESSES = 4  # of one name that are tried
+EGRESS_NAMES = 32  # names looked up at once, all drivers
+EGRESS_NAMES_PER_PROCESS = 8  # the same for one driver; others wait
+EGRESS_BLOCK = 32 * 1024  # bytes held for each direction of a connection
+EGRESS_METER = 256 * 1024  # bytes after which a connection under a quota of bytes is accounted for
+EGRESS_IDLE_S = (
+    2100.0  # seconds without a byte after which a connection ends; mail clients are silent for 29 minutes (RFC 2177)
+)
+EGRESS_SWEEP_S = 5.0  # seconds between two looks at that
 
 
 def share(limit: int, mine: int, others: int) -> bool:

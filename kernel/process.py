@@ -30,8 +30,11 @@ class Kind(StrEnum):
 
     GATE = "gate"
     CORE = "core"
+    EGRESS = "egress"
     DRIVER = "driver"
     AGENT = "agent"
+    CODE = "code"
+    """A program that `code.run` runs; no part of the system, and nobody on the bus."""
 
 
 class State(StrEnum):
@@ -99,6 +102,8 @@ class Process:
     takes_grants: bool = False
     """Whether an agent has what was and is granted to its program, besides what it was handed."""
     jailed: Jailed | None = None
+    own: Path | None = None
+    """An agent's own directory, which ends with it."""
     os_pid: int = 0
     """The operating system's pid of the program itself, as the gate sees it."""
     started: float = 0.0
@@ -123,7 +128,7 @@ class Process:
     @property
     def name(self) -> str:
         """Its badge, and the holder of its capabilities: the program for what there is one of, `program#pid` for an agent."""
-        return f"{self.program}#{self.pid}" if self.kind is Kind.AGENT else self.program
+        return f"{self.program}#{self.pid}" if self.kind in (Kind.AGENT, Kind.CODE) else self.program
 
     @property
     def alive(self) -> bool:

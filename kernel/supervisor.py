@@ -9,35 +9,26 @@ import signal
 import subprocess
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from pathlib import Path
 
 import structlog
 
 from llmos.ipc.errors import OpError
 from llmos.kernel import exits, params
-from llmos.kernel.jail import Jailed, JailError, Policy, Report, spawn
+from llmos.kernel.jail import Jailed, JailError, Report
 from llmos.kernel.loop import Loop, Timer
 from llmos.kernel.process import Kind, Process, State, now
+from llmos.kernel.spares import Command, Spares, Start, give, start
+from llmos.kernel.sweep import Sweeper
 
 log = structlog.get_logger()
-
-
-@dataclass(frozen=True)
-class Command:
-    """How a process is to be started: made anew for every start, so that a restart sees today's grants."""
-
-    policy: Policy
-    module: str
-    args: Sequence[str] = ()
-    pass_fds: tuple[int, ...] = ()
-    """Handed to the process, and closed here once it has them."""
 
 
 class Supervisor:
     """Owns every child of the kernel.
 
     Args:
-        prefix: what comes before the command of a process, so that it runs in a control group; empty for none.
+        prefix: what comes before the command of a process of a kind, so that it runs in a control group; empty for none.
         ended: called when a process has ended, after its resources are gone and before a restart is planned.
         command: makes the `Command` of a process. Raises `OpError` when it cannot be started now.
     """
@@ -48,11 +39,15 @@ class Supervisor:
         report: Report,
         command: Callable[[Process], Command],
         ended: Callable[[Process, str], None],
-        prefix: Callable[[Process], Sequence[str]] = lambda _: (),
+        prefix: Callable[[Kind], Sequence[str]] = lambda _: (),
     ) -> None:
         self._loop = loop
         self._report = report
         self._command = command
+        self._sweeper = Sweeper(loop)
+        self._spares = Spares(
+            lambda command: start(command, report.layers, prefix(Kind.AGENT)), loop, self._sweeper.sweep
+        )
         self._ended = ended
         self._prefix = prefix
         self._children: dict[Process, Jailed] = {}
@@ -89,15 +84,7 @@ class Supervisor:
         command = None
         try:
             command = self._command(process)
-            jailed = spawn(
-                command.policy,
-                command.module,
-                command.args,
-                layers=self._report.layers,
-                pass_fds=command.pass_fds,
-                stderr=subprocess.PIPE,
-                prefix=self._prefix(process),
-            )
+            made = self._spares.take(command) or start(command, self._report.layers, self._prefix(process.kind))
         except OSError as error:  # no memory, no process to be had: it may pass
             self._plan_restart(process, str(error))
             return
@@ -108,13 +95,35 @@ class Supervisor:
         finally:
             for fd in command.pass_fds if command is not None else ():
                 os.close(fd)
-        process.jailed = jailed
+        jailed = made.jailed
+        process.jailed, process.own = jailed, made.own
         self._children[process] = jailed
-        self._loop.watch(jailed, lambda: self._started(process, jailed))
+        if jailed.pid is None:
+            self._loop.watch(jailed, lambda: self._started(process, jailed))
+        else:
+            process.os_pid = jailed.pid
+        self._order(process, made, command.orders)
         if jailed.stderr is not None:
             os.set_blocking(jailed.stderr.fileno(), False)
             self._loop.watch(jailed.stderr, lambda: self._drain(process, jailed))
         self._expect(process, params.LOAD_S if process.kind is Kind.CORE else params.HELLO_S, "it did not say hello")
+
+    def _order(self, process: Process, made: Start, orders: bytes) -> None:
+        try:
+            give(made.jailed, orders)
+        except OSError as error:
+            process.trouble = f"it could not be told what to do: {error}"
+            made.jailed.kill()
+
+    def expect(self, command: Command) -> None:
+        """A process like this is going to be wanted soon."""
+        self._spares.expect(command)
+
+    def sweep(self, folder: Path) -> None:
+        """Delete what is in a folder of agents' own directories: those of agents that a kernel before this one had."""
+        with contextlib.suppress(FileNotFoundError):
+            for left in folder.iterdir():
+                self._sweeper.sweep(left)
 
     def ready(self, process: Process) -> None:
         """It serves now; one that has been told to end cannot talk itself out of it."""
@@ -203,9 +212,15 @@ class Supervisor:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 jailed.wait(params.TERM_S)
             self._reap(process, jailed)
+        self._spares.close()
+        self._sweeper.close()
         signal.set_wakeup_fd(-1)
         self._loop.unwatch(self._signals)
         os.close(self._signals)
+
+    def ending(self, name: str) -> bool:
+        """Whether a process of that name is on its way out for good."""
+        return any(process.name == name and process in self._retired for process in self._children)
 
     def children(self, *kinds: Kind) -> int:
         """How many are alive, of these kinds."""
@@ -218,6 +233,7 @@ class Supervisor:
         for process, jailed in list(self._children.items()):
             if jailed.poll() is not None:
                 self._reap(process, jailed)
+        self._spares.reap()
         for number in numbers - {signal.SIGCHLD}:
             self.on_signal(number)
 
@@ -263,6 +279,9 @@ class Supervisor:
         log.info("process.ended", pid=process.pid, name=process.name, reason=reason, state=was.value)
         log.debug("process.stderr", pid=process.pid, lines=list(process.log.lines)[-20:])
         process.state = State.ENDED
+        if process.own is not None:
+            self._sweeper.sweep(process.own)
+            process.own = None
         self._ended(process, reason)
         self._next_in_line(process)
         if process.kind is Kind.AGENT or self._stopping or process in self._retired:

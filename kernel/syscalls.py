@@ -23,7 +23,7 @@ from llmos.kernel.capability import USER
 from llmos.kernel.flow import Mode
 from llmos.kernel.forward import Function, describe
 from llmos.kernel.labels import BOTTOM, Integrity, Label, Source, join
-from llmos.kernel.process import Process, State, own_rss_mb
+from llmos.kernel.process import Kind, Process, State, own_rss_mb
 from llmos.kernel.values import bits, revealed
 
 if TYPE_CHECKING:
@@ -139,6 +139,7 @@ def _ops(kernel: Kernel, request: Request, args: protocol.Ops) -> Result:  # noq
     rows = [
         describe(f"{name}.{verb}", op, op.label.tags if op.label is not None else manifest.tags)
         for name, manifest in kernel.programs.drivers.items()
+        if name not in kernel.choices.off
         for verb, op in manifest.ops.items()
         if verb not in manifests.KERNEL_OPS and kernel.caps.can(holder, name, op.effect.value)
     ]
@@ -201,12 +202,18 @@ def _list(kernel: Kernel, request: Request, args: protocol.ListProcesses) -> Res
 
 def _of(kernel: Kernel, process: Process) -> Label:
     """What a process has seen; the gates and the core hold nothing of their own."""
+    if process.kind is Kind.CODE:
+        return kernel.code.projects.label(process.args["project"])
     return kernel.authority.labels.of(process.name) if process.manifest is not None else BOTTOM
 
 
 @syscall(protocol.Kill)
 def _kill(kernel: Kernel, request: Request, args: protocol.Kill) -> Result:  # noqa: ARG001
-    kernel.supervisor.stop(kernel.processes.get(args.pid), force=args.force)
+    process = kernel.processes.get(args.pid)
+    if process.kind is Kind.CODE:
+        kernel.code.kill(process)
+    else:
+        kernel.supervisor.stop(process, force=args.force)
     return {}
 
 
@@ -461,7 +468,9 @@ def _show_driver(kernel: Kernel, request: Request, args: protocol.ShowDriver) ->
             Code.NOT_FOUND, f"no driver is called {args.name!r}", f"installed: {', '.join(kernel.programs.drivers)}"
         )
     ops = {verb: msgspec.to_builtins(op) for verb, op in manifest.ops.items()}
-    answer = {**_driver(kernel, args.name), "manifest": msgspec.to_builtins(manifest), "ops": ops}
+    settings = {key: setting.get("default") for key, setting in manifest.settings.items()}
+    settings |= kernel.choices.settings(args.name)
+    answer = {**_driver(kernel, args.name), "manifest": msgspec.to_builtins(manifest), "ops": ops, "settings": settings}
     return _labelled(kernel, request, answer, kernel.authority.labels.of(args.name))
 
 
@@ -471,7 +480,7 @@ def _driver(kernel: Kernel, name: str) -> dict[str, Any]:
         "name": name,
         "version": manifest.version,
         "summary": manifest.summary,
-        "state": process.state.value if process is not None else "off",
+        "state": process.state.value if process is not None else "disabled" if name in kernel.choices.off else "off",
         "status": process.status if process is not None else "",
         "pid": process.pid if process is not None else 0,
         "ops": [f"{name}.{verb}" for verb in manifest.ops],

@@ -68,6 +68,8 @@ class Allowed:
             return cls(params.AGENT_PSS, params.AGENT_DISK, params.AGENT_FILES, params.AGENT_BURN_S)
         if kind == "driver":
             return cls(params.DRIVER_PSS, params.DRIVER_DISK, params.DRIVER_FILES, params.DRIVER_BURN_S)
+        if kind == "code":
+            return cls()  # by its call, and looked at by `code.py`
         return cls(params.CORE_PSS if kind == "core" else params.GATE_MEMORY)
 
     def describe(self) -> dict[str, Any]:

@@ -11,7 +11,13 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
 
-from llmos.drivers.filesystem.beneath import open_directory, open_file, open_granted_file, opened
+from llmos.drivers.filesystem.beneath import (
+    open_directory,
+    open_file,
+    open_granted_directory,
+    open_granted_file,
+    opened,
+)
 from llmos.drivers.sdk import Code, OpError
 
 
@@ -29,12 +35,15 @@ class Area:
 
     @contextmanager
     def base(self) -> Iterator[int]:
-        """A descriptor of its directory. Raises `OSError`; ENOTDIR for an area that is one file."""
-        with opened(os.open(self.root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)) as root:
+        """A descriptor of its directory. Raises `OSError`; ENOTDIR for an area that is one file.
+
+        No link is followed: it would lead to another part of the root, which whoever asks may have no right to.
+        """
+        with opened(open_granted_directory(self.root)) as root:
             if not self.within:
                 yield root
             else:
-                with opened(open_directory(root, self.within)) as base:
+                with opened(open_directory(root, self.within, follow=False)) as base:
                     yield base
 
 
@@ -103,16 +112,15 @@ def file_in(area: Area, within: str) -> Iterator[int]:
         with opened(open_granted_file(area.root)) as descriptor:
             yield descriptor
         return
-    with opened(os.open(area.root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)) as root:
-        if area.within and within:
-            with (
-                opened(open_directory(root, area.within)) as base,
-                opened(_respelled(open_file, base, within)) as descriptor,
-            ):
-                yield descriptor
-        else:
-            with opened(_respelled(open_file, root, area.within or within)) as descriptor:
-                yield descriptor
+    if within:
+        with area.base() as base, opened(_respelled(open_file, base, within)) as descriptor:
+            yield descriptor
+        return
+    with (
+        opened(open_granted_directory(area.root)) as root,
+        opened(_respelled(partial(open_file, follow=False), root, area.within)) as descriptor,
+    ):
+        yield descriptor
 
 
 @contextmanager
@@ -132,7 +140,7 @@ def parent_in(area: Area, within: str) -> Iterator[tuple[int, str]]:
     if not name:
         raise OSError(errno.EBUSY, "is itself what was granted", str(area.root))
     with (
-        opened(os.open(area.root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)) as root,
+        opened(open_granted_directory(area.root)) as root,
         opened(_respelled(partial(open_directory, follow=False), root, folder)) as descriptor,
     ):
         yield descriptor, _spelled(descriptor, name)

@@ -22,6 +22,7 @@ _SYS_OPENAT2 = 437
 """The same on every architecture that has the call, alpha apart."""
 _NO_XDEV, _NO_MAGICLINKS, _NO_SYMLINKS, _BENEATH = 1, 2, 4, 8
 _FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY  # a FIFO or a device must not make an open wait
+_AT_FDCWD = -100
 _AGAIN = 64
 """Attempts while something is renamed during a resolution (EAGAIN)."""
 
@@ -41,7 +42,23 @@ def open_file(base: int, path: str, *, follow: bool = True) -> int:
 
 def open_granted_file(path: Path) -> int:
     """A descriptor of a regular file that is itself what was granted. Raises `OSError` as `open_file`."""
-    return _regular(os.open(path, _FLAGS | os.O_NOFOLLOW), str(path))
+    return _regular(_open_granted(path, _FLAGS), str(path))
+
+
+def open_granted_directory(path: Path) -> int:
+    """A descriptor of a directory that is itself what was granted. Raises `OSError`."""
+    return _open_granted(path, _FLAGS | os.O_DIRECTORY)
+
+
+def _open_granted(path: Path, flags: int) -> int:
+    """A grant names its place without links, so a link anywhere on the way is somebody's who put it there since (ELOOP)."""
+    if not has_openat2():
+        return os.open(path, flags | os.O_NOFOLLOW)
+    descriptor = _openat2(_AT_FDCWD, str(path), flags, _NO_MAGICLINKS | _NO_SYMLINKS)
+    if descriptor < 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code), str(path))
+    return descriptor
 
 
 def open_directory(base: int, path: str, *, follow: bool = True) -> int:

@@ -63,6 +63,8 @@ def _walk(folder: int, name: str, path: str, depth: int) -> Iterator[tuple[str, 
             raise OpError(Code.DENIED, f"argument path: {path}: the folder's own permissions forbid it")
         yield f"{path}/", 0
         with opened(open_directory(folder, name, follow=False)) as descriptor:
+            if os.fstat(descriptor).st_ino != status.st_ino:
+                raise OSError(errno.EAGAIN, "is replaced while it is looked at", path)
             for inner in _names(descriptor):
                 yield from _walk(descriptor, inner, f"{path}/{inner}", depth + 1)
     else:

@@ -42,8 +42,14 @@ if TYPE_CHECKING:
         nice: int
         limits: list[tuple[int, int, int]]
         """Resource, soft, hard."""
+        granted: list[tuple[str, int, int]]
+        """Path, device and inode of what was granted."""
+        inodes: dict[str, int]
+        """Directories in memory, and how many files each may hold."""
         landlock: list[tuple[str, str]] | None
         """Path and one of `read run write`; None leaves the layer out."""
+        network: bool
+        """Whether TCP may be connected, as far as Landlock is concerned."""
         landlock_minimum: int
         seccomp: bytes | None
         """The filter program; None leaves the layer out."""
@@ -59,6 +65,7 @@ _LIBC.prctl.argtypes = (ctypes.c_int, *(ctypes.c_ulong,) * 4)
 _PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_SECCOMP, _PR_CAPBSET_DROP, _PR_SET_NO_NEW_PRIVS = 1, 4, 22, 24, 38
 _SECCOMP_MODE_FILTER = 2
 _SIGKILL = 9
+_MS_NOSUID, _MS_NODEV, _MS_REMOUNT = 2, 4, 32
 _LINUX_CAPABILITY_VERSION_3 = 0x20080522
 
 # System call numbers are one for all architectures from Linux 5.0 on.
@@ -77,7 +84,7 @@ _RIGHTS = {
     "run": _READ_FILE | _READ_DIR | _EXECUTE,
     "write": _ALL & ~(_EXECUTE | _MAKE_CHAR | _MAKE_BLOCK | _IOCTL_DEV),
 }
-_BIND_AND_CONNECT_TCP = 3  # ABI 4
+_BIND_TCP, _CONNECT_TCP = 1, 2  # ABI 4
 _ABSTRACT_SOCKETS_AND_SIGNALS = 3  # ABI 6
 
 
@@ -106,10 +113,17 @@ def landlock_abi() -> int:
     return max(abi, 0)
 
 
-def restrict_files(rules: list[tuple[str, str]], minimum: int) -> int:
+def restrict_files(
+    rules: list[tuple[str, str]],
+    minimum: int,
+    *,
+    network: bool = False,
+    granted: list[tuple[str, int, int]] | None = None,
+) -> int:
     """Landlock: deny all files but `rules`, TCP, and abstract sockets and signals to processes outside.
 
-    Uses as much as this Linux offers and returns its ABI. Raises OSError, also when the ABI is below `minimum`.
+    `network` leaves TCP connections alone; binding a port stays denied. Uses as much as this Linux offers and returns its
+    ABI. Raises OSError, also when the ABI is below `minimum`, and as `compare`: without mounts a path may change until here.
     """
     abi = landlock_abi()
     if abi < minimum:
@@ -117,13 +131,16 @@ def restrict_files(rules: list[tuple[str, str]], minimum: int) -> int:
     handled = (1 << _FILE_RIGHTS.get(abi, _NEWEST_FILE_RIGHTS)) - 1
     attributes = struct.pack("=Q", handled)
     if abi >= 4:
-        attributes += struct.pack("=Q", _BIND_AND_CONNECT_TCP)
+        attributes += struct.pack("=Q", _BIND_TCP if network else _BIND_TCP | _CONNECT_TCP)
     if abi >= 6:
         attributes += struct.pack("=Q", _ABSTRACT_SOCKETS_AND_SIGNALS)
     size = ctypes.c_size_t(len(attributes))
     ruleset = _syscall("landlock_create_ruleset", _LANDLOCK_CREATE_RULESET, attributes, size, 0)
+    expected = {path: (device, inode) for path, device, inode in granted or ()}
     for path, kind in rules:
         fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
+        if path in expected:
+            _same(path, os.fstat(fd), expected[path])
         applicable = handled if stat.S_ISDIR(os.fstat(fd).st_mode) else handled & _FOR_NON_DIRECTORIES
         rule = struct.pack("=Qi", _RIGHTS[kind] & applicable, fd)
         _syscall(f"landlock_add_rule {path}", _LANDLOCK_ADD_RULE, ruleset, _LANDLOCK_RULE_PATH_BENEATH, rule, 0)
@@ -144,8 +161,39 @@ def restrict_syscalls(program: bytes) -> None:
     _prctl("seccomp", _PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, ctypes.addressof(fprog))
 
 
+def compare(granted: list[tuple[str, int, int]]) -> None:
+    """Raise OSError when a path is not what it was when the policy was checked: somebody has put a link in its place."""
+    for path, device, inode in granted:
+        _same(path, os.stat(path), (device, inode))  # noqa: PTH116  (pathlib takes longer to import than all of this)
+
+
+def _same(path: str, found: os.stat_result, expected: tuple[int, int]) -> None:
+    if (found.st_dev, found.st_ino) != expected:
+        raise OSError(errno.EXDEV, f"{path} was changed while the jail was being built")
+
+
+def limit_inodes(inodes: dict[str, int]) -> None:
+    """Bound the number of files of each directory in memory, which bubblewrap cannot.
+
+    A security module may forbid it (AppArmor's profile for bubblewrap does). Linux's own bound holds then: what the
+    empty files of one directory cost together is at most an eighth of the machine's memory.
+    """
+    for path, number in inodes.items():
+        flags = _MS_REMOUNT | _MS_NOSUID | _MS_NODEV
+        try:
+            _checked(_LIBC.mount(None, path.encode(), None, flags, b"nr_inodes=%d" % number), f"remount {path}")
+        except PermissionError:
+            return
+
+
+def give_up_capabilities() -> None:
+    """For good: programs that this process runs get none either, because of no_new_privs."""
+    header = struct.pack("=Ii", _LINUX_CAPABILITY_VERSION_3, 0)
+    _checked(_LIBC.capset(header, bytes(24)), "capset")
+
+
 def count_processes_under(real_uid: int) -> None:
-    """Root only: become another user in all but file access, then drop every capability for good.
+    """Root only: become another user in all but file access, and take every capability from what is run from here on.
 
     RLIMIT_NPROC does not hold for the real user 0, whatever its capabilities. File access goes by the effective user,
     which stays: the user's own files may well belong to root.
@@ -160,16 +208,17 @@ def count_processes_under(real_uid: int) -> None:
     except OSError as error:
         if error.errno != errno.EINVAL:  # EINVAL: past the last capability this Linux has
             raise
-    header = struct.pack("=Ii", _LINUX_CAPABILITY_VERSION_3, 0)
-    _checked(_LIBC.capset(header, bytes(24)), "capset")
 
 
 def close(settings: Settings) -> int:
     """Close the jail around this process. Returns the Landlock ABI in force, 0 without; raises OSError."""
+    compare(settings["granted"])
     os.chdir(settings["cwd"])
     _prctl("PR_SET_NO_NEW_PRIVS", _PR_SET_NO_NEW_PRIVS, 1)
+    limit_inodes(settings["inodes"])
     if settings["real_uid"] is not None:
         count_processes_under(settings["real_uid"])
+    give_up_capabilities()
     if settings["parent"] is not None:
         _prctl("PR_SET_PDEATHSIG", _PR_SET_PDEATHSIG, _SIGKILL)
         if os.getppid() != settings["parent"]:
@@ -181,7 +230,12 @@ def close(settings: Settings) -> int:
     _prctl("PR_SET_DUMPABLE", _PR_SET_DUMPABLE, 0)
     abi = 0
     if settings["landlock"] is not None:
-        abi = restrict_files(settings["landlock"], settings["landlock_minimum"])
+        abi = restrict_files(
+            settings["landlock"],
+            settings["landlock_minimum"],
+            network=settings["network"],
+            granted=settings["granted"],
+        )
     if settings["seccomp"] is not None:
         restrict_syscalls(settings["seccomp"])
     return abi

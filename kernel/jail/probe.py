@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import platform
 import subprocess
+import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from llmos.kernel.jail.enter import landlock_abi
 from llmos.kernel.jail.policy import ALL_LAYERS, JailError, Layer, Policy, Tier
 from llmos.kernel.jail.process import INSTALL_BUBBLEWRAP, spawn
 
@@ -33,7 +33,8 @@ _IN_A_CONTAINER = "in a container, allow it user namespaces (for Docker: --secur
 class Finding:
     """One layer: whether it works here, what was seen, and what would make it work (empty when it does)."""
 
-    layer: Layer
+    layer: str
+    """A `Layer`; elsewhere than on Linux, what stands in for all of them."""
     works: bool
     reason: str
     hint: str = ""
@@ -59,14 +60,30 @@ class Report:
 
 def probe() -> Report:
     """Try every layer with a real jail (about 0.2 s)."""
+    if sys.platform != "linux":
+        return _elsewhere()
+    from llmos.kernel.jail.enter import landlock_abi
+
     findings = (_mounts(), _landlock(), _seccomp())
-    working = frozenset(finding.layer for finding in findings if finding.works)
+    working = frozenset(Layer(finding.layer) for finding in findings if finding.works)
     full = working == ALL_LAYERS and landlock_abi() >= _FULL_LANDLOCK
     if full and _trial(working, Tier.A) is None:
         return Report(Tier.A, working, findings)
     if {Layer.LANDLOCK, Layer.SECCOMP} <= working and _trial(working, Tier.B) is None:
         return Report(Tier.B, working, findings)
     return Report(Tier.C, working, findings)
+
+
+def _elsewhere() -> Report:
+    """Tier B at best: nothing here is tried as hard as on Linux."""
+    from llmos.kernel.jail import elsewhere
+
+    name = "seatbelt" if elsewhere.supported() else "jail"
+    trouble = _trial(frozenset(), Tier.B)
+    if trouble is None:
+        return Report(Tier.B, frozenset(), (Finding(name, works=True, reason="experimental: sandbox-exec confines"),))
+    finding = Finding(name, works=False, reason=trouble, hint="use Linux; on Windows, WSL 2")
+    return Report(Tier.C, frozenset(), (finding,))
 
 
 def _mounts() -> Finding:
@@ -77,6 +94,8 @@ def _mounts() -> Finding:
 
 
 def _landlock() -> Finding:
+    from llmos.kernel.jail.enter import landlock_abi
+
     abi = landlock_abi()
     if abi == 0:
         hint = "boot Linux 6.12 or newer with Landlock in its lsm= list"

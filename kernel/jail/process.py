@@ -5,7 +5,6 @@ from __future__ import annotations
 import marshal
 import os
 import platform
-import resource
 import secrets
 import shutil
 import signal
@@ -129,6 +128,11 @@ class Jailed:
         # It ended without a word: bubblewrap failed, or the interpreter did not come up. Either has said why on stderr.
         return JailError("the jail could not be built; the reason is on its standard error", "")
 
+    @property
+    def init(self) -> int | None:
+        """Host pid of the process with which everything in the jail ends; None before `started` has returned, or without mounts."""
+        return self._init
+
     def poll(self) -> int | None:
         """The exit status, None while it runs: 0..255, or a negative signal number."""
         status = self._process.poll()
@@ -137,6 +141,11 @@ class Jailed:
     def wait(self, timeout: float | None = None) -> int:
         """Wait for its end and return the exit status as `poll` does. Raises subprocess.TimeoutExpired."""
         status = self._process.wait(timeout)
+        if self._mounts and self._outcome is None and not self._has_started():
+            # A monitor that was killed while it built the jail leaves its child waiting for it for ever, in a group that is still theirs.
+            with suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)
+            self._outcome = self._outcome or JailError("it ended before its jail was closed")
         self._status.close()
         return self._own_status(status)
 
@@ -197,6 +206,13 @@ def spawn(
     Raises JailError when the policy makes no sense or `layers` cannot make its tier. What only shows while the jail
     is being built is raised by `Jailed.started`.
     """
+    if sys.platform != "linux":
+        from llmos.kernel.jail import elsewhere
+
+        environment = _environment(policy, str(policy.write[0]) if policy.write else "/")
+        return elsewhere.spawn(
+            policy, module, args, environment, pass_fds=pass_fds, stdin=stdin, stdout=stdout, stderr=stderr
+        )
     best = reachable(layers)
     if not best.at_least(policy.tier):
         missing = ", ".join(sorted(ALL_LAYERS - layers))
@@ -244,7 +260,13 @@ def _settings(policy: Policy, module: str, args: Sequence[str], layers: frozense
         machine = platform.machine()
         try:
             program = seccomp.program(
-                machine, allow_fork=policy.allow_fork, allow_exec=policy.allow_exec, own_mounts=mounts
+                machine,
+                allow_fork=policy.allow_fork,
+                allow_exec=policy.allow_exec,
+                own_mounts=mounts,
+                own_pids=not policy.share_pid,
+                network=policy.network,
+                memfd=policy.allow_memfd,
             )
         except KeyError:
             raise JailError(f"the system calls of {machine} are not known here; x86_64 and aarch64 are") from None
@@ -258,7 +280,10 @@ def _settings(policy: Policy, module: str, args: Sequence[str], layers: frozense
         "real_uid": _FIRST_JAIL_UID + secrets.randbelow(_JAIL_UIDS) if _privileged() else None,
         "nice": policy.limits.nice,
         "limits": _limits(policy.limits, shared_user=not mounts and not _privileged()),
+        "granted": view.identities(policy),
+        "inodes": view.inodes(policy) if mounts else {},
         "landlock": view.landlock(policy, mounts=mounts) if Layer.LANDLOCK in layers else None,
+        "network": policy.network,
         "landlock_minimum": _LANDLOCK_MINIMUM[policy.tier],
         "seccomp": program,
     }
@@ -266,13 +291,18 @@ def _settings(policy: Policy, module: str, args: Sequence[str], layers: frozense
 
 def _limits(limits: Limits, *, shared_user: bool) -> list[tuple[int, int, int]]:
     """Resource, soft and hard limit. `shared_user`: Linux counts the processes outside of the jail too."""
+    import resource  # not on Windows, where this file still has to say that there are no jails
+
     wanted: dict[int, int | None] = {
         resource.RLIMIT_AS: limits.address_space,
+        resource.RLIMIT_DATA: limits.data,
         resource.RLIMIT_NOFILE: limits.open_files,
         resource.RLIMIT_NPROC: limits.processes,
         resource.RLIMIT_FSIZE: limits.file_size,
         resource.RLIMIT_CPU: limits.cpu_seconds,
         resource.RLIMIT_CORE: 0,
+        resource.RLIMIT_RTPRIO: 0,
+        resource.RLIMIT_NICE: 0,
     }
     if shared_user and limits.processes is not None:
         wanted[resource.RLIMIT_NPROC] = limits.processes + _threads_of_user()

@@ -28,7 +28,7 @@ _FILES = """
     inotify_add_watch inotify_init inotify_init1 inotify_rm_watch
 """
 _MEMORY = """
-    brk get_mempolicy madvise map_shadow_stack mbind membarrier memfd_create mincore mlock mlock2 mlockall mmap mprotect
+    brk get_mempolicy madvise map_shadow_stack mbind membarrier mincore mlock mlock2 mlockall mmap mprotect
     mremap mseal msync munlock munlockall munmap pkey_alloc pkey_free pkey_mprotect
 """
 _WAITING = """
@@ -52,10 +52,11 @@ _SOCKETS = """
 """
 ALLOWED = frozenset(" ".join((_FILES, _MEMORY, _WAITING, _PROCESS, _SOCKETS)).split())
 
-# Things a harmless program tries and does without. With ENOSYS some would claim that the system is broken.
+# Things a harmless program tries and does without. With ENOSYS some would claim that the system is broken. A memfd is
+# memory that no limit and no address space counts, and a program that no directory has.
 REFUSED = frozenset(
     """
-    capset chroot clock_adjtime clock_settime execveat fremovexattr fsetxattr lremovexattr lsetxattr mknod mknodat
+    capset chroot clock_adjtime clock_settime execveat fremovexattr fsetxattr lremovexattr lsetxattr memfd_create mknod mknodat
     mount name_to_handle_at perf_event_open personality process_madvise removexattr setfsgid setfsuid setgid setgroups
     sethostname setns setpriority setregid setresgid setresuid setreuid setuid setxattr sync syncfs syslog umount2
     unshare vhangup
@@ -75,6 +76,11 @@ DEADLY = frozenset(
 # Landlock does not judge these, and neither does anything else where the whole file system is in sight. The calls that
 # take a descriptor stay: to have one, the file must have been granted.
 _MODES_BY_PATH = frozenset("chmod chown fchmodat fchmodat2 fchownat lchown".split())
+
+# Landlock does not judge these either, and with the host's process ids there is somebody else to do it to. A filter
+# cannot tell another process from a thread of one's own, and libzmq aborts when these fail for its threads: so for
+# everybody but the caller they do nothing, and say that it went well.
+_SCHEDULING = frozenset("sched_setaffinity sched_setparam sched_setscheduler".split())
 
 # Linux, include/uapi/linux/sched.h. CLONE_NEWTIME shares its bit with the exit signal of clone() and means something
 # only to unshare and clone3, both refused.
@@ -112,7 +118,28 @@ _PRCTLS = {
 }
 
 
-def rules(*, allow_fork: bool, allow_exec: bool, own_mounts: bool) -> dict[str, bpf.Rule]:
+def _sockets(*, network: bool) -> bpf.Rule:
+    """Unix sockets; with the network those of TCP and UDP, but none that are raw, for packets or for Linux itself."""
+    denied = bpf.fail(errno.EACCES)
+    if not network:
+        return bpf.if_among(0, (socket.AF_UNIX,), bpf.ALLOW, denied)
+    flags = (0, socket.SOCK_CLOEXEC, socket.SOCK_NONBLOCK, socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
+    kinds = tuple(int(kind | flag) for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM) for flag in flags)
+    protocols = (0, socket.IPPROTO_TCP, socket.IPPROTO_UDP)
+    internet = bpf.if_among(1, kinds, bpf.if_among(2, protocols, bpf.ALLOW, denied), denied)
+    families = bpf.if_among(0, (socket.AF_INET, socket.AF_INET6), internet, denied)
+    return bpf.if_among(0, (socket.AF_UNIX,), bpf.ALLOW, families)
+
+
+def rules(
+    *,
+    allow_fork: bool,
+    allow_exec: bool,
+    own_mounts: bool,
+    own_pids: bool = True,
+    network: bool = False,
+    memfd: bool = True,
+) -> dict[str, bpf.Rule]:
     """What happens at each system call by name; a call without an entry fails with ENOSYS."""
     refuse = bpf.fail(errno.EPERM)
     table: dict[str, bpf.Rule] = {
@@ -120,6 +147,8 @@ def rules(*, allow_fork: bool, allow_exec: bool, own_mounts: bool) -> dict[str, 
         **dict.fromkeys(REFUSED, refuse),
         **dict.fromkeys(DEADLY, bpf.KILL),
         **dict.fromkeys(_MODES_BY_PATH, bpf.ALLOW if own_mounts else refuse),
+        **({} if own_pids else dict.fromkeys(_SCHEDULING, bpf.if_among(0, (0,), bpf.ALLOW, bpf.fail(0)))),
+        **({} if own_pids else {"pidfd_open": refuse}),
         # Its arguments are behind a pointer; on ENOSYS C libraries use clone.
         "clone3": bpf.fail(errno.ENOSYS),
         "clone": bpf.if_any_bit(0, _CLONE_NAMESPACES, refuse, bpf.ALLOW)
@@ -127,8 +156,9 @@ def rules(*, allow_fork: bool, allow_exec: bool, own_mounts: bool) -> dict[str, 
         else bpf.if_any_bit(0, _CLONE_NAMESPACES, refuse, bpf.if_any_bit(0, _CLONE_THREAD, bpf.ALLOW, refuse)),
         "fork": bpf.ALLOW if allow_fork else refuse,
         "vfork": bpf.ALLOW if allow_fork else refuse,
+        "memfd_create": bpf.ALLOW if memfd else refuse,
         "execve": bpf.ALLOW if allow_exec else refuse,
-        "socket": bpf.if_among(0, (socket.AF_UNIX,), bpf.ALLOW, bpf.fail(errno.EACCES)),
+        "socket": _sockets(network=network),
         "socketpair": bpf.if_among(0, (socket.AF_UNIX,), bpf.ALLOW, bpf.fail(errno.EACCES)),
         "ioctl": bpf.if_among(1, tuple(_IOCTLS.values()), bpf.ALLOW, refuse),
         "prctl": bpf.if_among(0, tuple(_PRCTLS.values()), bpf.ALLOW, refuse),
@@ -139,15 +169,30 @@ def rules(*, allow_fork: bool, allow_exec: bool, own_mounts: bool) -> dict[str, 
 
 
 @lru_cache(maxsize=32)
-def program(machine: str, *, allow_fork: bool, allow_exec: bool, own_mounts: bool) -> bytes:
+def program(
+    machine: str,
+    *,
+    allow_fork: bool,
+    allow_exec: bool,
+    own_mounts: bool,
+    own_pids: bool = True,
+    network: bool = False,
+    memfd: bool = True,
+) -> bytes:
     """The filter for a machine (`platform.machine()`), as an array of `struct sock_filter` in its byte order.
 
-    `own_mounts`: a mount namespace hides what was not granted. Raises KeyError for a machine whose system call numbers are not known here.
+    `own_mounts`: a mount namespace hides what was not granted. `own_pids`: other processes have no number here.
+
+    Raises KeyError for a machine whose system call numbers are not known here.
     """
     arch: Architecture = ARCHITECTURES[machine]
-    by_number = {
-        arch.numbers[name]: rule
-        for name, rule in rules(allow_fork=allow_fork, allow_exec=allow_exec, own_mounts=own_mounts).items()
-        if name in arch.numbers
-    }
+    table = rules(
+        allow_fork=allow_fork,
+        allow_exec=allow_exec,
+        own_mounts=own_mounts,
+        own_pids=own_pids,
+        network=network,
+        memfd=memfd,
+    )
+    by_number = {arch.numbers[name]: rule for name, rule in table.items() if name in arch.numbers}
     return bpf.assemble(bpf.filter_program(arch.audit, by_number, bpf.fail(errno.ENOSYS), arch.beyond))

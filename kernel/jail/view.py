@@ -7,6 +7,7 @@ nothing else, and the rules of Landlock, which deny everything else. A path is a
 from __future__ import annotations
 
 import os
+import stat
 import sys
 import sysconfig
 from collections.abc import Iterable, Iterator
@@ -21,6 +22,22 @@ KERNEL = Path(__file__).parents[1]
 
 _SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32", "/nix/store", "/gnu/store")
 _CONFIGURATION = ("/etc/ld.so.cache", "/etc/localtime")
+_NETWORK = (
+    "/etc/resolv.conf",
+    "/etc/hosts",
+    "/etc/nsswitch.conf",
+    "/etc/host.conf",
+    "/etc/gai.conf",
+)  # what resolves names
+_CERTIFICATES = (
+    "/etc/ssl/certs",
+    "/etc/ssl/cert.pem",
+    "/etc/ssl/openssl.cnf",
+    "/etc/pki/tls/certs",
+    "/etc/pki/tls/cert.pem",
+    "/etc/pki/ca-trust/extracted",
+    "/etc/ca-certificates/extracted",
+)  # where the distributions keep them; their links lead to each other
 _PROCESSORS = ("/sys/devices/system/cpu", "/sys/devices/system/node")  # thread pools size themselves by these
 _DEVICES = {
     "/dev/null": "write",
@@ -29,6 +46,8 @@ _DEVICES = {
     "/dev/random": "read",
     "/dev/urandom": "read",
 }
+_DEVICE_LINKS = {"/dev/fd": "/proc/self/fd", "/dev/stdin": "fd/0", "/dev/stdout": "fd/1", "/dev/stderr": "fd/2"}
+_PAGE, _FEWEST_INODES = 4096, 64
 _SCRATCH = ("/tmp", "/dev/shm")  # noqa: S108 - private to the jail, where bubblewrap makes them
 # Without an own process id namespace /proc would show everybody.
 _PROC_FILES = ("/proc/cpuinfo", "/proc/meminfo", "/proc/stat", "/proc/sys/vm/overcommit_memory")
@@ -130,33 +149,68 @@ def check(policy: Policy, *, mounts: bool) -> None:
             raise JailError(f"{path} may not be writable: code that runs outside of jails is kept there")
 
 
+def identities(policy: Policy) -> list[tuple[str, int, int]]:
+    """Path, device and inode of everything granted, found without following a link.
+
+    bubblewrap opens what it mounts by name. So the inner half compares what arrived with what was checked here.
+    Raises JailError for a path with a link, or that is gone.
+    """
+    rows = []
+    for path in dict.fromkeys((*policy.read, *policy.write, *policy.path)):
+        at = os.open("/", os.O_PATH | os.O_CLOEXEC)
+        try:
+            for part in path.parts[1:]:
+                deeper = os.open(part, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=at)
+                os.close(at)
+                at = deeper
+            found = os.fstat(at)
+        except OSError as error:
+            raise JailError(f"{path} was changed while the jail was being built: {error.strerror}") from None
+        finally:
+            os.close(at)
+        if stat.S_ISLNK(found.st_mode):
+            raise JailError(f"{path} was changed while the jail was being built: it is a link now")
+        rows.append((str(path), found.st_dev, found.st_ino))
+    return rows
+
+
 def bubblewrap(policy: Policy, *, privileged: bool) -> list[str]:
     """The arguments that build the namespaces and the file system. `privileged`: run with root's capabilities.
 
     Later mounts cover earlier ones: the interpreter and the packages come after the grants, so that a grant that
     contains them does not make them writable, and the mask over the kernel comes last.
     """
-    arguments = ["--die-with-parent", "--new-session", "--unshare-ipc", "--unshare-net", "--unshare-uts"]
+    arguments = ["--die-with-parent", "--new-session", "--unshare-ipc", "--unshare-uts"]
+    arguments += [] if policy.network else ["--unshare-net"]
     arguments += ["--unshare-cgroup-try", "--hostname", "llmos", "--cap-drop", "ALL"]
+    arguments += ["--cap-add", "CAP_SYS_ADMIN"]  # for enter.limit_inodes, which gives it up
     if privileged:  # see enter.count_processes_under, which drops these
         arguments += ["--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID", "--cap-add", "CAP_SETPCAP"]
     else:
         arguments += ["--unshare-user"]
     arguments += [] if policy.share_pid else ["--unshare-pid", "--proc", "/proc"]
-    arguments += ["--dev", "/dev"]
+    # bubblewrap's own --dev brings terminals, and for them a second user namespace, where scratch could not be bounded.
+    arguments += ["--tmpfs", "/dev"]
+    for device in _DEVICES:
+        arguments += ["--dev-bind", device, device]
+    for name, target in _DEVICE_LINKS.items():
+        arguments += ["--symlink", target, name]
     for scratch in _SCRATCH:
         arguments += ["--perms", "1777", "--size", str(policy.scratch), "--tmpfs", scratch]
     granted = dict.fromkeys((*policy.read, *policy.path), "--ro-bind") | dict.fromkeys(policy.write, "--bind")
     for path, bind in sorted(granted.items()):
         arguments += [bind, str(path), str(path)]
-    for path in _existing((*_SYSTEM, *_CONFIGURATION, *_PROCESSORS)):
+    for path in (*_existing(_SYSTEM), *_configuration(policy), *_existing(_PROCESSORS)):
         if path.is_symlink() and path.parent == Path("/"):
             arguments += ["--symlink", str(path.readlink()), str(path)]
         else:
             arguments += _read_only(path)
-    own = (*interpreter(), *packages())
+    own = (*interpreter(), *(() if policy.bare else packages()))
     for path in own:
         arguments += _read_only(path)
+    for path in packages() if policy.bare else ():
+        if _inside(path, (*own, *granted, *_existing(_SYSTEM))):
+            arguments += ["--tmpfs", str(path), "--remount-ro", str(path)]
     parts = kernel_parts(policy)
     if parts or _inside(KERNEL, (*own, *granted)):
         arguments += ["--tmpfs", str(KERNEL)]
@@ -167,6 +221,17 @@ def bubblewrap(policy: Policy, *, privileged: bool) -> list[str]:
     return [*arguments, "--remount-ro", "/dev", "--remount-ro", "/"]
 
 
+def inodes(policy: Policy) -> dict[str, int]:
+    """How many files each scratch directory may hold: one for every page, since an empty one costs memory too."""
+    return dict.fromkeys(_SCRATCH, max(policy.scratch // _PAGE, _FEWEST_INODES))
+
+
+def _configuration(policy: Policy) -> list[Path]:
+    network = _NETWORK if policy.network else ()
+    certificates = _CERTIFICATES if policy.network or policy.certificates else ()
+    return _existing((*_CONFIGURATION, *network, *certificates))
+
+
 def _read_only(path: Path) -> list[str]:
     return ["--ro-bind", str(path), str(path)]
 
@@ -175,8 +240,9 @@ def landlock(policy: Policy, *, mounts: bool) -> list[tuple[str, str]]:
     """The rules of Landlock: path and kind of access (`read`, `run`, `write`). Everything else is denied."""
     run = "run" if policy.allow_exec else "read"
     rules = [(path, run) for path in (*_existing(_SYSTEM), *interpreter())]
-    rules += [(path, "read") for path in (*packages(), *kernel_parts(policy), *policy.path, *policy.read)]
-    rules += [(path, "read") for path in _existing((*_CONFIGURATION, *_PROCESSORS))]
+    own = () if policy.bare else packages()
+    rules += [(path, "read") for path in (*own, *kernel_parts(policy), *policy.path, *policy.read)]
+    rules += [(path, "read") for path in (*_configuration(policy), *_existing(_PROCESSORS))]
     rules += [(Path(path), kind) for path, kind in _DEVICES.items()]
     rules += [(path, "write") for path in policy.write]
     if policy.kernel_modules:  # imports list the directory of a package

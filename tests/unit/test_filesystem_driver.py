@@ -200,6 +200,32 @@ def test_filesystem_confines_itself_to_the_scope_of_the_call(driver: Filesystem,
     assert driver.search(Call(scope={"path": [f"{home}/Private"]}))["items"] == []
 
 
+def test_filesystem_scope_does_not_end_at_a_link(driver: Filesystem, home: Path) -> None:
+    """A link to another granted folder, in the scope or as the scope, shows nothing of that folder to who has no right to it."""
+    documents = home / "Documents"
+    (documents / "app" / "way-out").symlink_to("../garden")
+    (documents / "also").symlink_to("garden")
+    narrow, itself = (Call(scope={"path": [f"{documents}/{name}"]}) for name in ("app", "also"))
+    assert titles(driver.search(narrow, path="~/Documents/app/way-out")) == []
+    assert titles(driver.search(itself)) == []
+    for call, path in ((narrow, "~/Documents/app/way-out"), (itself, "~/Documents/also")):
+        with refused(Code.DENIED):
+            driver.list(call, path=path)
+    with refused(Code.DENIED):
+        driver.read(itself, path="~/Documents/also/seeds.csv")
+
+
+def test_filesystem_root_that_became_a_link_is_refused(driver: Filesystem, home: Path) -> None:
+    """A grant names a place, not what somebody puts there later: neither in its own place nor on the way to it."""
+    for replaced in (home / "Documents", home):
+        replaced.rename(replaced.with_name("moved"))
+        replaced.symlink_to("moved/Private" if replaced != home else "moved")
+        with refused(Code.DENIED):
+            driver.list(Call(), path=f"{home}/Documents")
+        replaced.unlink()
+        replaced.with_name("moved").rename(replaced)
+
+
 def test_filesystem_one_file_can_be_what_was_granted(home: Path, tmp_path: Path) -> None:
     """A root may be a file: it is found and read, its neighbours are not."""
     driver = driver_for(home, tmp_path, home / "Documents" / "waterBill_2026.txt")

@@ -136,6 +136,30 @@ def test_only_unix_sockets_open(machine: str, call: str) -> None:
 
 
 @pytest.mark.parametrize("machine", MACHINES)
+def test_the_network_is_tcp_and_udp_alone(machine: str) -> None:
+    """With the network, sockets of the internet open as streams and datagrams of TCP and UDP, whatever their flags."""
+    arch = ARCHITECTURES[machine]
+    program = seccomp.program(machine, allow_fork=False, allow_exec=False, own_mounts=True, network=True)
+
+    def opens(*args: int, call: str = "socket") -> bool:
+        verdict = interpret(program, arch.numbers[call], arch.audit, args)
+        assert verdict in (ALLOW, EACCES)
+        return verdict == ALLOW
+
+    flags = socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK
+    internet = (socket.AF_INET, socket.AF_INET6)
+    for family in internet:
+        assert opens(family, socket.SOCK_STREAM | flags, socket.IPPROTO_TCP)
+        assert opens(family, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC, 0)
+        assert not any(opens(family, kind, 0) for kind in range(3, 16))
+        assert not any(
+            opens(family, kind, number) for kind in (1, 2) for number in range(1, 300) if number not in (6, 17)
+        )
+        assert not opens(family, socket.SOCK_STREAM, call="socketpair")
+    assert not any(opens(family, 1, 0) for family in range(50) if family not in (*internet, socket.AF_UNIX))
+
+
+@pytest.mark.parametrize("machine", MACHINES)
 @pytest.mark.parametrize(
     ("call", "args", "expected"),
     [
@@ -162,6 +186,19 @@ def test_modes_change_by_path_only_where_mounts_hide_the_rest(machine: str) -> N
     assert answer(machine, "fchmodat") == ALLOW
     assert answer(machine, "fchmodat", own_mounts=False) == EPERM
     assert answer(machine, "fchmod", own_mounts=False) == ALLOW
+
+
+@pytest.mark.parametrize("machine", MACHINES)
+def test_scheduling_of_others_is_refused_where_they_have_numbers(machine: str) -> None:
+    """With the host's process ids, scheduling another does nothing, and no descriptor for another is to be had."""
+    nothing = 0x00050000
+    arch = ARCHITECTURES[machine]
+    for own_pids, another in ((True, ALLOW), (False, EPERM)):
+        program = seccomp.program(machine, allow_fork=False, allow_exec=False, own_mounts=True, own_pids=own_pids)
+        for name in ("sched_setaffinity", "sched_setparam", "sched_setscheduler"):
+            assert interpret(program, arch.numbers[name], arch.audit, (0,)) == ALLOW
+            assert interpret(program, arch.numbers[name], arch.audit, (7,)) == (ALLOW if own_pids else nothing)
+        assert interpret(program, arch.numbers["pidfd_open"], arch.audit, (7,)) == another
 
 
 def test_the_table_of_numbers_is_what_the_rules_use() -> None:

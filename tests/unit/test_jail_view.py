@@ -140,6 +140,19 @@ def test_everything_that_is_left_over_is_read_only() -> None:
     assert mounts(Policy())[-3:] == [("--remount-ro", path) for path in ("/proc", "/dev", "/")]
 
 
+def test_scratch_holds_no_more_files_than_pages() -> None:
+    """An empty file costs memory that the size of a directory does not count."""
+    assert view.inodes(Policy(scratch=1 << 20)) == {"/tmp": 256, "/dev/shm": 256}
+    assert min(view.inodes(Policy(scratch=1)).values()) > 0
+
+
+def test_no_terminal_is_inside() -> None:
+    """/dev holds what the Landlock rules name and nothing that a driver of Linux stands behind."""
+    options = mounts(Policy())
+    assert ("--tmpfs", "/dev") in options
+    assert {option[1] for option in options if option[0] == "--dev-bind"} == set(view._DEVICES)
+
+
 def test_sharing_process_ids_shows_no_proc() -> None:
     """Without an own process id namespace there is no /proc, since it would show everybody."""
     policy = Policy(share_pid=True)
@@ -202,3 +215,15 @@ def test_where_linux_counts_the_whole_user_the_limit_is_on_top() -> None:
 
     (row,) = [row for row in process._limits(Limits(processes=3), shared_user=True) if row[0] == resource.RLIMIT_NPROC]
     assert row[1] > 3
+
+
+def test_plain_python_is_without_llmos(place: Path) -> None:
+    """Neither mount nor rule shows any of its packages; what lies inside of the interpreter's directories is covered."""
+    policy = Policy(write=(place,), bare=True)
+    shown = {words[1] for words in mounts(policy) if words[0] == "--ro-bind"}
+    ruled = {path for path, _ in view.landlock(policy, mounts=True)}
+    covered = {words[1] for words in mounts(policy) if words[0] == "--tmpfs"}
+    for package in map(str, view.packages()):
+        inside = any(Path(package).is_relative_to(path) for path in shown)
+        assert package not in shown | ruled
+        assert (package in covered) == inside

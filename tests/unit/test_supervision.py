@@ -16,9 +16,10 @@ from hypothesis import strategies as st
 
 from llmos.ipc import wire
 from llmos.ipc.protocol import parse_header
-from llmos.kernel import disk, exits, health, launch, params, usage
-from llmos.kernel.loop import Timer
+from llmos.kernel import disk, exits, health, params, usage
+from llmos.kernel.loop import Loop, Timer
 from llmos.kernel.process import Kind, LogRing, Process, ProcessTable, State
+from llmos.kernel.sweep import Sweeper
 
 HOST_LINE = '{"driver": "x", "detail": "KeyError in setup: \\"db\\"", "event": "driver.failed", "level": "error"}'
 
@@ -116,7 +117,12 @@ def test_a_tree_that_is_too_deep_is_found_as_that_and_removed(tmp_path: Path) ->
         fd = below
     os.close(fd)
     assert walk(tmp_path / "own").hidden
-    launch.remove_tree(tmp_path / "own", wait=True)
+    loop = Loop()
+    sweeper = Sweeper(loop)
+    sweeper.sweep(tmp_path / "own")
+    loop.turn()
+    sweeper.close()
+    loop.close()
     assert not (tmp_path / "own").exists()
 
 

@@ -14,6 +14,7 @@ from llmos.userland.cli import (
     ask,
     audit,
     call,
+    code,
     doctor,
     driver,
     event,
@@ -46,7 +47,7 @@ def options(output: Output = Format.TABLE) -> None:
 
 for part in (system, doctor, ask, process, top, call, approval, undo, why):
     part.add_to(app)
-for noun in (model, driver, app_key, perm, approval, audit, event):
+for noun in (model, driver, app_key, perm, approval, audit, event, code):
     app.add_typer(noun.app)
 
 
