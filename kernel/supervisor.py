@@ -174,9 +174,9 @@ class Supervisor:
     def put_down(self, process: Process, reason: str, details: str = "", *, for_good: bool = False) -> None:
         """Kill it at once, for this reason, in words that everybody may hear; `details` are for `status`.
 
-        It is started again, unless `for_good`.
+        It is started again, unless `for_good`. The first reason counts.
         """
-        if process.jailed is not None and process.state is not State.STOPPING:
+        if process.jailed is not None and process.state is not State.STOPPING and not process.trouble:
             process.trouble, process.details = reason, details or reason
             if for_good:
                 self._hopeless.add(process)
@@ -207,6 +207,7 @@ class Supervisor:
         """Kill what is left and reap it."""
         self._stopping = True
         for process, jailed in list(self._children.items()):
+            process.state = State.STOPPING
             jailed.kill()
             with contextlib.suppress(subprocess.TimeoutExpired):
                 jailed.wait(params.TERM_S)

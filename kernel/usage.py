@@ -27,6 +27,9 @@ class Usage:
     """On the loop's clock; 0 before the first look."""
     memory: int = 0
     """Bytes, shared pages counted by their share where that could be found out."""
+    shared: int = 0
+    """Bytes resident that others' shares are of, when that was last found out."""
+    looks: int = 0
     cpu_s: float = 0.0
     share: float = 0.0
     """Of one processor, between the last two looks."""

@@ -79,7 +79,7 @@ class Watchdog:
         if chosen is None:
             self._looked.clear()
             chosen = alive[0] if alive else None
-        self._loop.later(params.WATCH_S / max(1, len(alive)), self._turn)
+        self._loop.later(max(params.WATCH_S / max(1, len(alive)), params.WATCH_PAUSE_S), self._turn)
         if chosen is not None:
             self._looked[chosen] = None
             self._look(chosen)
@@ -96,10 +96,7 @@ class Watchdog:
         known = process.usage
         if known.at < process.born:  # it has been started again since
             process.usage = known = usage.Usage()
-        memory = seen.rss + seen.held_memory
-        if seen.rss <= params.WATCH_PSS_RSS or (allowed.memory is not None and memory > allowed.memory):
-            told = usage.shared_out(pids)
-            memory = memory if told is None else told[0] + max(told[1], seen.held_memory)
+        memory = self._memory(known, pids, seen, allowed)
         took, passed = max(0.0, seen.cpu_s - known.cpu_s), now - (known.at or process.born)
         known.share = took / max(passed, 1e-3)
         charged = 0.0 if self._serving(process) else took
@@ -109,6 +106,19 @@ class Watchdog:
         excess = self._excess(process, allowed)
         if excess is not None:
             self._report(process, excess)
+
+    def _memory(self, known: usage.Usage, pids: list[int], seen: usage.Sample, allowed: Allowed) -> int:
+        """Exact now and then, and when it matters; otherwise as much less than what is resident as it was then."""
+        guess = max(0, seen.rss - known.shared) + seen.held_memory
+        due = known.looks % params.WATCH_EXACT == 0 and seen.rss <= params.WATCH_PSS_RSS
+        known.looks += 1
+        if not due and (allowed.memory is None or guess <= allowed.memory):
+            return guess
+        told = usage.shared_out(pids)
+        if told is None:
+            return guess
+        known.shared = max(0, seen.rss - sum(told))
+        return told[0] + max(told[1], seen.held_memory)
 
     def _excess(self, process: Process, allowed: Allowed) -> Excess | None:
         seen = process.usage
@@ -120,7 +130,7 @@ class Watchdog:
         if allowed.burn_s is not None and seen.burnt > allowed.burn_s:
             details = f"it kept a processor busy for {seen.burnt:.0f} s more than it may with no call to show for it"
             return Excess("cpu", round(seen.burnt, 1), allowed.burn_s, "it kept a processor busy for nobody", details)
-        if allowed.disk is not None and seen.disk + seen.held > allowed.disk:
+        if allowed.disk is not None and seen.disk <= allowed.disk < seen.disk + seen.held:
             words = f"with {seen.disk / 1e6:.0f} MB in its directory, files that it had deleted and held open made"
             return _sized(
                 "disk", "it took more room on the disk than it may", words, seen.disk + seen.held, allowed.disk

@@ -82,7 +82,7 @@ class System:
         rows: list[dict[str, Any]] = self.connect().call("proc.list")["processes"]
         return next(row for row in rows if row["name"] == name)
 
-    def until(self, condition: Callable[[], Any], seconds: float = 10) -> Any:
+    def until(self, condition: Callable[[], Any], seconds: float = 30) -> Any:
         """What `condition` gives once it is true."""
         end = time.monotonic() + seconds
         while time.monotonic() < end:

@@ -344,8 +344,7 @@ def test_a_core_that_hangs_is_ended_and_comes_back(system: System) -> None:
     assert system.start()["ready"]
     user = system.connect()
     prompt = {"prompt": "Once upon a time", "max_tokens": 2000}
-    thread, heard = in_background(lambda: user.call("llm.generate", prompt, timeout=60))
-    system.until(lambda: row_of_core(system)["state"] == "ready", 60)
+    system.until(lambda: user.call("sys.status")["model"]["state"] == "ready", 60)
     stream = system.connect().stream("llm.generate", prompt, timeout=60)
     next(iter(stream))
     os.kill(row_of_core(system)["os_pid"], signal.SIGSTOP)
@@ -353,8 +352,6 @@ def test_a_core_that_hangs_is_ended_and_comes_back(system: System) -> None:
         stream.finish()
     assert caught.value.code is Code.PEER_DIED
     assert "said nothing" in caught.value.detail
-    thread.join(30)
-    assert heard[0].code is Code.PEER_DIED
     assert user.call("llm.generate", {**prompt, "max_tokens": 3}, timeout=60)["usage"]["completion"] >= 1
 
 
