@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 export ORT_DISABLE_TELEMETRY := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: check dev system models run test lint types fmt wheel bench evals agentdojo attacks escapes races fuzz capabilities reference perplexity lock clean help
+.PHONY: check dev system models run test lint types fmt wheel bench evals agentdojo attacks kills escapes races fuzz capabilities reference perplexity lock clean help
 
 check: lint types test  ## lint, types and tests: what a change must pass
 
@@ -69,6 +69,9 @@ agentdojo: dev  ## prompt injections against the real system (ten minutes)
 
 attacks: dev  ## hostile processes against the bus, and what they cost the others
 	$(BIN)/python -m tests.system.bus_attacks.battery
+
+kills: models  ## a thousand random kill -9 of every part under load (half an hour)
+	$(BIN)/python -m tests.system.kill_campaign --count 1000
 
 escapes: dev  ## a hundred and more ways out of a jail, and out of jails without one layer, as root and as a user
 	$(BIN)/python -m tests.system.escape_battery

@@ -11,6 +11,7 @@ import importlib
 import inspect
 import os
 import queue
+import socket
 import sys
 import threading
 import time
@@ -20,9 +21,8 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 import pluggy
-import structlog
 
-from llmos.drivers import hooks
+from llmos.drivers import hooks, network
 from llmos.drivers.sdk import MARK, MAX_UNDO, PREVIEW_MARK, Call, Driver, DriverEnv, zone_named
 from llmos.ipc import log as logs
 from llmos.ipc import manifest as manifests
@@ -45,7 +45,7 @@ MAX_PREVIEW = 20_000
 _UNSHOWN = frozenset(("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"))
 """Categories of characters that change how others are shown, or show nothing."""
 
-log = structlog.get_logger()
+log = logs.get_logger()
 
 _serving: contextvars.ContextVar[int] = contextvars.ContextVar("serving", default=0)
 """Id of the call that this thread serves: calls made for it name it as their parent."""
@@ -63,6 +63,8 @@ class Config(msgspec.Struct, frozen=True):
     writable: list[Path] = []
     settings: dict[str, Any] = {}
     tz: str = ""
+    net: Path | None = None
+    """The egress broker's socket; None for a driver that may connect nowhere."""
 
 
 class DriverHost:
@@ -100,7 +102,7 @@ class DriverHost:
         failure: Code | None = None
         items: int | None = None
         try:
-            result = self._run(name, call, incoming.args)
+            result = self.run(name, call, incoming.args)
             items = _count(result)
             incoming.reply(result, label=call.label or None)
         except OpError as error:
@@ -117,7 +119,8 @@ class DriverHost:
         except Exception:  # the call is answered already
             log.exception("hook.crashed", op=name)
 
-    def _run(self, name: str, call: Call, args: dict[str, Any]) -> dict[str, Any]:
+    def run(self, name: str, call: Call, args: dict[str, Any]) -> dict[str, Any]:
+        """An op's result. Raises `OpError`, `TypeError` for a result that is none, and whatever the driver raises."""
         op = self.manifest.ops.get(name)
         if op is None:
             known = ", ".join(self.manifest.ops)
@@ -249,21 +252,18 @@ def _count(result: dict[str, Any]) -> int | None:
 
 
 class Workers:
-    """Threads that serve calls; with a count of 0, the caller's own thread does."""
+    """Threads that serve calls; with a count of 0, whichever calls `work` does."""
 
     def __init__(self, count: int, serve: Callable[[Incoming], None]) -> None:
         self._serve = serve
         self._queue: queue.SimpleQueue[Incoming | None] = queue.SimpleQueue()
-        self._threads = [threading.Thread(target=self._work, name=f"op-{n}", daemon=True) for n in range(count)]
+        self._threads = [threading.Thread(target=self.work, name=f"op-{n}", daemon=True) for n in range(count)]
         for thread in self._threads:
             thread.start()
 
     def take(self, incoming: Incoming) -> None:
-        """Serve it, now or as soon as a thread is free."""
-        if self._threads:
-            self._queue.put(incoming)
-        else:
-            self._serve(incoming)
+        """Serve it as soon as a thread is free."""
+        self._queue.put(incoming)
 
     def end(self, seconds: float) -> bool:
         """Wait for what runs; False when something is still running after that."""
@@ -274,7 +274,12 @@ class Workers:
             thread.join(max(0.0, limit - time.monotonic()))
         return not any(thread.is_alive() for thread in self._threads)
 
-    def _work(self) -> None:
+    def finish(self) -> None:
+        """Let `work` return once it has served what came."""
+        self._queue.put(None)
+
+    def work(self) -> None:
+        """Serve what comes, until the end."""
         while (incoming := self._queue.get()) is not None:
             self._serve(incoming)
 
@@ -300,6 +305,24 @@ def serve(connection: Connection, workers: Workers) -> None:
         workers.take(incoming)
 
 
+def serve_here(connection: Connection, workers: Workers) -> None:
+    """The same with the ops in this thread and the socket in another, so that the kernel's pings are answered while an op runs."""
+    failures: list[OpError] = []
+
+    def listen() -> None:
+        try:
+            serve(connection, workers)
+        except OpError as error:
+            failures.append(error)
+        finally:
+            workers.finish()
+
+    threading.Thread(target=listen, name="socket", daemon=True).start()
+    workers.work()
+    if failures:
+        raise failures[0]
+
+
 def _environment(config: Config, manifest: manifests.DriverManifest, connection: Connection) -> DriverEnv:
     defaults = {name: setting.get("default") for name, setting in manifest.settings.items()}
 
@@ -314,6 +337,7 @@ def _environment(config: Config, manifest: manifests.DriverManifest, connection:
         settings={**defaults, **config.settings},
         zone=zone_named(config.tz),
         call=call,
+        network=network.Network(config.name, config.net),
     )
 
 
@@ -329,13 +353,16 @@ def main() -> int:
         on_terminate(connection.close)
         try:
             connection.call("sys.ping")
-            host = DriverHost(manifests.load_driver(config.manifest))
-            host.setup(_environment(config, host.manifest, connection))
+            manifest = manifests.load_driver(config.manifest)
+            env = _environment(config, manifest, connection)
+            socket.create_connection = env.network.create_connection
+            host = DriverHost(manifest)
+            host.setup(env)
         except OpError as error:
             log.error("driver.failed", detail=error.detail, hint=error.hint)
             return 1
         except Exception as error:  # the driver's own code
-            log.exception("driver.failed", detail=f"{type(error).__name__} in setup")
+            log.exception("driver.failed", detail=f"{type(error).__name__} in setup: {str(error)[:200]}")
             return 1
         return _run(connection, host)
 
@@ -348,7 +375,7 @@ def _run(connection: Connection, host: DriverHost) -> int:
     try:
         say_ready()
         connection.on_greeted = say_ready
-        serve(connection, workers)
+        (serve if host.driver.threads else serve_here)(connection, workers)
     except OpError as error:
         log.error("driver.lost", detail=error.detail)
         return 1

@@ -25,13 +25,17 @@ from datetime import datetime, tzinfo
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
-import structlog
-
 from llmos.drivers.hooks import hookimpl
+from llmos.drivers.network import Network
+from llmos.ipc import log as logs
 from llmos.ipc.errors import Code, OpError
 
 if TYPE_CHECKING:
+    import socket
+    import ssl
     from pathlib import Path
+
+    import structlog
 
     from llmos.ipc import embedding
 
@@ -147,7 +151,9 @@ class DriverEnv:
     """The user's time zone; None for the machine's."""
     call: embedding.Call = _no_bus
     """Calls any op the driver holds a capability for: `call("llm.embed", {"texts": [...]})`. Raises `OpError`."""
-    log: structlog.typing.FilteringBoundLogger = field(default_factory=structlog.get_logger)
+    network: Network = field(default_factory=Network)
+    """How `connect` gets out."""
+    log: structlog.typing.FilteringBoundLogger = field(default_factory=logs.get_logger)
     """Events with facts as keys; never a payload."""
 
     def embed(self, texts: Sequence[str]) -> embedding.Vectors:
@@ -158,6 +164,19 @@ class DriverEnv:
         from llmos.ipc import embedding  # NumPy: most drivers never need it
 
         return embedding.embed(self.call, texts)
+
+    def connect(
+        self, host: str, port: int, *, tls: bool | ssl.SSLContext = False, timeout: float | None = 30.0
+    ) -> socket.socket:
+        """A connected socket to a host that the user has granted, with `timeout` for this and for every later operation.
+
+        Args:
+            tls: encrypt here, in the driver, and check the host's certificate; a context of your own in place of Python's default.
+
+        Raises `ConnectError`, an `OpError` and an `OSError`: `DENIED` without a grant or for an address inside, `NOT_FOUND` (no such
+        name), `TIMEOUT`, `UNAVAILABLE`; `ssl.SSLError` when the certificate is not the host's.
+        """
+        return self.network.connect(host, port, tls=tls, timeout=timeout)
 
     def publish(self, topic: str, data: dict[str, Any]) -> None:
         """Sends an event of a topic that the manifest declares. Raises `OpError(DENIED)` for any other."""

@@ -25,6 +25,7 @@ from llmos.ipc.protocol import (
     NOT_GREETED,
     Header,
     Kind,
+    Ping,
     pack_header,
     parse_header,
     topic_matches,
@@ -231,8 +232,12 @@ class Connection:
             self._greet()
             self._dealer.wait(lambda: bool(self._incoming) or self._dealer.closed or not self._greeted, limit)
             with self._changed:
-                if self._incoming:
-                    return self._incoming.popleft()
+                incoming = self._incoming.popleft() if self._incoming else None
+            if incoming is not None and incoming.header.op == Ping.OP:  # the kernel asks whether this thread lives
+                incoming.reply({})
+                continue
+            if incoming is not None:
+                return incoming
             if limit is not None and time.monotonic() >= limit:
                 return None
         return None

@@ -10,6 +10,7 @@ import enum
 import os
 import secrets
 import socket
+import struct
 import threading
 import time
 import weakref
@@ -19,12 +20,14 @@ from pathlib import Path
 from typing import Any
 
 import zmq
-from zmq.utils.monitor import parse_monitor_message
 
 from llmos.ipc.app_key import AppKey
 from llmos.ipc.errors import Code, OpError
 
 READ, WRITE, NOW = int(zmq.POLLIN), int(zmq.POLLOUT), int(zmq.NOBLOCK)  # pyzmq's flags are enums, and slow to combine
+
+_MONITORED = struct.Struct("=H")
+"""First frame of a monitor's message begins with the event. Source: zmq_socket_monitor(3); pyzmq's own parser imports asyncio."""
 
 MAX_FRAME = 1 << 20
 """Bytes of one ZMTP frame from the gate; it never sends more."""
@@ -153,7 +156,7 @@ class Dealer:
             return True
         if not int(self._monitor.get(zmq.EVENTS)) & READ:
             return False
-        event = parse_monitor_message(self._monitor.recv_multipart(NOW))["event"]
+        (event,) = _MONITORED.unpack_from(self._monitor.recv_multipart(NOW)[0])
         with self.changed:
             self._outbox.clear()
             self._on_lost(_LOSSES.get(event, Loss.GONE))

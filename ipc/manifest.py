@@ -11,7 +11,6 @@ import importlib.util
 import json
 import tomllib
 from collections.abc import Iterator
-from importlib import metadata
 from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -120,14 +119,25 @@ class Permissions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Directories and files to read; `~` is the user's home. Those that do not exist are left out."""
     write: list[str] = []
     hosts: list[str] = []
+    """Hosts to connect to: `imap.example.com:993`, `*.example.org`; without a port, any of its ports."""
     devices: list[str] = []
     calls: list[Annotated[str, Meta(max_length=400)]] = []
     """Capabilities on the bus, in their text form."""
 
     def capabilities(self) -> list[str]:
-        """Paths and calls in the text form of capabilities."""
+        """Paths, hosts and calls in the text form of capabilities."""
         paths = [("read", path) for path in self.read] + [("write", path) for path in self.write]
-        return [f"fs.{verb}(path={json.dumps(path, ensure_ascii=False)})" for verb, path in paths] + list(self.calls)
+        files = [f"fs.{verb}(path={json.dumps(path, ensure_ascii=False)})" for verb, path in paths]
+        return files + [_connection(host) for host in self.hosts] + list(self.calls)
+
+
+def _connection(text: str) -> str:
+    """A host, with a port or without, as a capability."""
+    host, _, port = text.rpartition(":")
+    if not port.isdigit() or (":" in host and not host.startswith("[")):  # no port, or an IPv6 address
+        host, port = text, ""
+    scope = f"host={json.dumps(host.removeprefix('[').removesuffix(']'), ensure_ascii=False)}"
+    return f"net.connect({scope}, port={port})" if port else f"net.connect({scope})"
 
 
 class Topic(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -229,6 +239,8 @@ def discover(group: str, packages: Path) -> Iterator[tuple[str, Path]]:
 
 def _entries(group: str, place: Path | None) -> set[tuple[str, str]]:
     """(name, module) of every entry point in a directory, or in this Python's; those of a package that cannot be read are left out."""
+    from importlib import metadata  # slow to import, and only the kernel looks for packages
+
     found = set()
     where = metadata.distributions() if place is None else metadata.distributions(path=[str(place)])
     for distribution in where:

@@ -53,6 +53,11 @@ def bus_socket(runtime: Path) -> Path:
     return runtime / "bus" / "gate"
 
 
+def egress_socket(runtime: Path) -> Path:
+    """The egress broker's socket, in a directory that only the jails of drivers with a network grant can see."""
+    return runtime / "net" / "egress"
+
+
 def token_file(runtime: Path) -> Path:
     """What a person's programs prove themselves with; never visible in a jail."""
     return runtime / "user.token"

@@ -125,6 +125,10 @@ class Syscall(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """The capability wanted, `object.right`; None for what every process may do."""
     SCOPE: ClassVar[dict[str, str]] = {}
     """Scope key → the argument it bounds."""
+    EFFECT: ClassVar[Effect] = Effect.READ
+    """What it does outside of its caller; any but `read` goes through the sink rule."""
+    CONTROL: ClassVar[tuple[str, ...]] = ()
+    """Of one with an effect: the arguments that decide where the effect lands."""
     SINCE: ClassVar[str] = "1.0"
 
 
@@ -165,8 +169,9 @@ class Ready(Syscall, frozen=True):
 
 
 class Status(Syscall, frozen=True):
-    """→ `{version, uptime_s, ready_s, pid, rss_mb, home, state, socket, tier, model, counts, broken}`.
+    """→ `{version, uptime_s, ready_s, pid, rss_mb, home, state, socket, tier, limits, model, counts, broken}`.
 
+    `limits` is `{by, reason}`: whether what processes use is held by `cgroup`, Linux itself, or looked after by the `watchdog`.
     `model.state` is one of `none starting loading ready failed`.
     """
 
@@ -212,10 +217,19 @@ class Spawn(Syscall, frozen=True):
 
 
 class ListProcesses(Syscall, frozen=True):
-    """→ `{processes: [{pid, name, kind, state, parent, os_pid, started, restarts, rss_mb, cpu_s, calls, status, label}]}`"""
+    """→ `{processes: [{pid, name, kind, state, parent, os_pid, started, restarts, rss_mb, pss_mb, cpu_s, cpu_pct, threads, disk_mb, calls,
+    status, label, limits}], next}`, by pid
+
+    `rss_mb` is the program's own; `pss_mb` (shared memory by its share), `cpu_s`, `cpu_pct` (of one processor) and `threads` are of all
+    in its jail, `disk_mb` of its own directory, all as the watchdog saw them last. `limits` has those of `pss_mb` and `disk_mb` that it
+    may not pass.
+    `next` is the `after` of the next page, 0 when there is none.
+    """
 
     OP = "proc.list"
     RIGHT = "proc.read"
+    after: Annotated[int, Meta(ge=-1)] = -1
+    """Only those with a greater pid; the kernel is 0."""
 
 
 class Kill(Syscall, frozen=True):
@@ -228,12 +242,20 @@ class Kill(Syscall, frozen=True):
 
 
 class Logs(Syscall, frozen=True):
-    """The last lines a process wrote to stderr, oldest first. → `{name, lines: [str]}`"""
+    """The last lines a process wrote to stderr, oldest first. → `{name, lines: [str], next, more}`
+
+    With `after` the lines that came after that one, oldest first, over all restarts of the process: `next` is the `after` of the next call,
+    `more` says whether there are lines already that did not fit. A `name` that several have is answered with the one whose log this is.
+    """
 
     OP = "proc.logs"
     RIGHT = "proc.read"
     name: Annotated[str, Meta(max_length=60)]
     lines: Annotated[int, Meta(ge=1, le=1000)] = 100
+    after: Annotated[int, Meta(ge=0)] | None = None
+    """Number of a line."""
+    since: Annotated[float, Meta(ge=0)] = 0.0
+    """Seconds since 1970 UTC."""
 
 
 class Emit(Syscall, frozen=True):
@@ -739,11 +761,165 @@ class ShowDriver(Syscall, frozen=True):
     name: Name
 
 
+class DisableDriver(Syscall, frozen=True):
+    """Ends a driver and keeps it off, over restarts too; its calls answer `UNAVAILABLE`. → `{name, state}`
+
+    Its grants, its state and its settings stay. Errors: `NOT_FOUND`.
+    """
+
+    OP = "driver.disable"
+    RIGHT = "sys.control"
+    name: Name
+
+
+class EnableDriver(Syscall, frozen=True):
+    """Lets a driver run again that was disabled, and starts it. → `{name, state}` before it is ready. Errors: `NOT_FOUND`."""
+
+    OP = "driver.enable"
+    RIGHT = "sys.control"
+    name: Name
+
+
+class SetDriver(Syscall, frozen=True):
+    """Sets one of the settings in a driver's manifest, and starts the driver again with it. → `{name, settings}`, all of them
+
+    None, or no value, sets it back to its default. Errors: `NOT_FOUND` (the driver or the setting), `INVALID_ARGUMENT` (not of its type),
+    `TOO_LARGE`.
+    """
+
+    OP = "driver.set"
+    RIGHT = "sys.control"
+    name: Name
+    key: str
+    value: Any = None
+
+
+class ForgetDriver(Syscall, frozen=True):
+    """Forgets the settings of a driver that is not installed any more, and that it was disabled. → `{}`
+
+    Errors: `CONFLICT` (it is installed).
+    """
+
+    OP = "driver.forget"
+    RIGHT = "sys.control"
+    name: Name
+
+
+# -- code: programs that the model or the user writes ------------------------------------------------------------------
+
+
+ProjectPath = Annotated[str, Meta(min_length=1, max_length=400)]
+"""Beneath the project's directory, with `/`; `..`, links and what is no regular file are refused."""
+
+
+class RunCode(Syscall, frozen=True):
+    """Runs a Python program in a jail of its own, in a project's directory. Chunks `{stream: stdout|stderr, text}`, then →
+    `{exit, reason, stdout, stderr, truncated, seconds, cpu_s, peak_mb, files: [{path, bytes, change}], more}`.
+
+    Either `source`, run like `python -I -c`, or `file` of the project, run like `python -I FILE` with its directory to import from. It
+    has the standard library and what is installed beside it, its arguments, its standard input, the project to read and write, and
+    nothing else: no network, no bus, no other file of the user's. All that it started ends with it, and it ends with this call. The
+    first run makes the project.
+    `seconds` are of the clock. `memory_mb` (10⁶ bytes) is for the program, or with `processes`, which lets it start others, for all of
+    them together. More than `output_bytes` on either stream ends it.
+    `exit` is its status, or minus the number of the signal that ended it; `reason` says in words why it was ended, empty when it has by
+    itself; `stdout` and `stderr` hold the first 16,000 bytes each, `truncated` that there was more; `change` is `new`, `changed` or
+    `removed`, `more` counts files that did not fit.
+    The project takes on the label of the call, and the answer has the project's. To run a `file` of an untrusted project needs the
+    user's approval.
+    Errors: `INVALID_ARGUMENT` (not exactly one of source and file), `NOT_FOUND` (no such file), `BUSY` (a program runs in the project,
+    or too many run), `TOO_LARGE` (the project is full), `UNAVAILABLE` (no jail here).
+    """
+
+    OP = "code.run"
+    RIGHT = "code.exec"
+    SCOPE: ClassVar[dict[str, str]] = {"project": "project"}
+    EFFECT = Effect.EXEC
+    CONTROL = ("project", "source", "file", "args")
+    project: Name
+    source: str | None = None
+    file: ProjectPath | None = None
+    args: Annotated[list[Annotated[str, Meta(max_length=4096)]], Meta(max_length=64)] = []
+    stdin: str = ""
+    seconds: Annotated[float, Meta(ge=0.1, le=600)] = 30.0
+    memory_mb: Annotated[int, Meta(ge=64, le=4096)] = 512
+    output_bytes: Annotated[int, Meta(ge=1, le=1 << 20)] = 64 << 10
+    processes: bool = False
+
+
+class ListCode(Syscall, frozen=True):
+    """The projects that the caller may read: → `{projects: [{project, label, running, made}]}`. Of one, the files by path after `after`: →
+    `{project, label, bytes, entries, files: [{path, bytes, modified}], hidden, next}`.
+
+    `hidden` counts what is no regular file, or has a name that is not UTF-8; `next` is the `after` of the next page, empty at the end.
+    Errors: `NOT_FOUND` (no such project).
+    """
+
+    OP = "code.ls"
+    RIGHT = "code.read"
+    SCOPE: ClassVar[dict[str, str]] = {"project": "project"}
+    project: Annotated[str, Meta(pattern=r"^([a-z][a-z0-9_]{0,39})?$")] = ""
+    after: Annotated[str, Meta(max_length=400)] = ""
+
+
+class ReadCode(Syscall, frozen=True):
+    """A part of a project's file. → `{data, bytes, next}`, or with `text` `{text, bytes, next}`, what is not UTF-8 being replaced.
+
+    `bytes` is the size of the file, `next` the `offset` of the next part, 0 at its end.
+    Errors: `NOT_FOUND`, `DENIED` (not a regular file, or one with several names), `BUSY` (it is locked by a program).
+    """
+
+    OP = "code.read"
+    RIGHT = "code.read"
+    SCOPE: ClassVar[dict[str, str]] = {"project": "project"}
+    project: Name
+    path: ProjectPath
+    offset: Annotated[int, Meta(ge=0, le=1 << 40)] = 0
+    limit: Annotated[int, Meta(ge=1, le=48_000)] = 48_000
+    text: bool = False
+
+
+class WriteCode(Syscall, frozen=True):
+    """Puts a file into a project, in place of what has its name, or `append`s to it. → `{}`
+
+    What does not fit a message is written in parts. The project takes on the label of the call.
+    Errors: `INVALID_ARGUMENT` (not exactly one of text and data), `DENIED` (not a regular file), `TOO_LARGE` (the project is full),
+    `BUSY` (a program runs in it).
+    """
+
+    OP = "code.write"
+    RIGHT = "code.exec"
+    SCOPE: ClassVar[dict[str, str]] = {"project": "project"}
+    EFFECT = Effect.WRITE
+    CONTROL = ("project", "path")
+    project: Name
+    path: ProjectPath
+    text: str | None = None
+    data: bytes | None = None
+    append: bool = False
+
+
+class RemoveCode(Syscall, frozen=True):
+    """Removes a project, or what has this `path` in it, with all beneath. → `{}`
+
+    What is put into a project of the same name later begins with no label. Errors: `NOT_FOUND`, `BUSY` (a program runs in it).
+    """
+
+    OP = "code.rm"
+    RIGHT = "code.exec"
+    SCOPE: ClassVar[dict[str, str]] = {"project": "project"}
+    EFFECT = Effect.DELETE
+    CONTROL = ("project", "path")
+    project: Name
+    path: ProjectPath | None = None
+
+
 SYSCALLS: dict[str, type[Syscall]] = {call.OP: call for call in Syscall.__subclasses__()}
 
 TOPICS = {
     "proc.started": "a process is ready: {pid, name}",
     "proc.ended": "a process ended: {pid, name, reason}, the reason being exit, killed, or what the kernel did not like",
+    "proc.limit": "a process used more than it may, and is ended: {pid, name, limit, used, allowed}; limit is memory, tasks, cpu or disk",
     "sys.model": "the model's state changed: {state, model}",
     "sys.shutdown": "the system is going down: {}",
     "approval.requested": "a call waits for the user's word: {id, op, holder, expires}",

@@ -10,7 +10,7 @@ from typing import Any
 from llmos.ipc import manifest as manifests
 from llmos.ipc.errors import Code, OpError
 from llmos.ipc.protocol import Effect
-from llmos.kernel import params
+from llmos.kernel import net, params
 from llmos.kernel.authority import Authority
 from llmos.kernel.calls import Call
 from llmos.kernel.capability import USER, Capability, Right
@@ -73,6 +73,7 @@ class Agents:
         for right in rights:
             self._programs.check_right(right)
             refuse_control(right)
+            net.refuse_others(right, driver=False)
         if giver != USER and self._kin(birth.parent) >= params.MAX_CHILDREN:
             detail = f"{params.MAX_CHILDREN} processes that {giver} and its like spawned are alive"
             raise OpError(Code.BUSY, detail, "wait for some to end")

@@ -217,6 +217,7 @@ class Approvals:
         self._rules: dict[str, Rule] = {}
         for row in store.load():
             self._load(row)
+        self._drop_rules(lambda rule: rule.task not in ("", rule.program))  # no run of an agent outlives the kernel
 
     def __iter__(self) -> Iterator[Approval]:
         """Oldest first."""

@@ -13,12 +13,13 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import structlog
 
 from llmos.ipc.errors import Code, OpError
-from llmos.ipc.protocol import Effect
+from llmos.ipc.protocol import SYSCALLS, Effect
 from llmos.kernel import params
 from llmos.kernel.approvals import Approval, Approvals, Rule, State, Subject
 from llmos.kernel.audit import Audit, Kind
@@ -33,6 +34,7 @@ from llmos.kernel.values import OUTCOME_BITS, Budget, Values
 
 log = structlog.get_logger()
 
+NO_VALUES: Mapping[str, Label] = MappingProxyType({})
 ENDED = "ended"
 """Why a capability is gone: its holder has ceased to exist."""
 _REFUSALS = frozenset({Code.DENIED, Code.REVOKED, Code.TAINTED, Code.BUDGET, Code.NEEDS_APPROVAL})
@@ -98,6 +100,8 @@ class Authority:
         """Capabilities with `approval=first` that the user has approved once."""
         self._denials: dict[str, _Denials] = {}
         self._heard: dict[str, Label] = {}
+        self.judges: dict[str, Callable[[Request, Decision], Decision]] = {}
+        """Op → what makes a decision of it stricter, by what the sink rule cannot know."""
         self.labels.born(USER, fixed=True)
 
     # -- who there is ----------------------------------------------------------------------------------------------
@@ -222,6 +226,8 @@ class Authority:
     def decide(self, request: Request, cap: Capability) -> Decision:
         """The sink rule's word and the capability's. Changes nothing. Raises `OpError(DENIED)`."""
         decision = self.flow.decide(request)
+        if request.op in self.judges:
+            decision = self.judges[request.op](request, decision)
         if cap.right.approval is Asks.EACH:
             decision = decision.at_least(Verdict.ASK, "the capability asks each time")
         elif cap.right.approval is Asks.FIRST and cap.id not in self._asked:
@@ -237,9 +243,25 @@ class Authority:
             raise OpError(Code.TAINTED, detail, "the user may do it herself")
 
     @staticmethod
-    def plain_request(holder: str, op: str, args: Mapping[str, Any], label: Label, cap: Capability) -> Request:
-        """A syscall, as the sink rule sees it: no effect outside, but its capability may ask, or have a ceiling."""
-        return Request(holder=holder, op=op, effect=Effect.READ, args=args, label=label, ceiling=cap.right.ceiling)
+    def plain_request(
+        holder: str,
+        op: str,
+        args: Mapping[str, Any],
+        label: Label,
+        cap: Capability,
+        values: Mapping[str, Label] = NO_VALUES,
+    ) -> Request:
+        """A syscall, as the sink rule sees it: most have no effect outside, but a capability may ask, or have a ceiling."""
+        return Request(
+            holder=holder,
+            op=op,
+            effect=SYSCALLS[op].EFFECT,
+            args=args,
+            control=SYSCALLS[op].CONTROL,
+            label=label,
+            values=values,
+            ceiling=cap.right.ceiling,
+        )
 
     def subject(self, request: Request, decision: Decision, served_by: str = "") -> Subject:
         """What an approval of this call is bound to; a function that is lent, to who lends it."""
@@ -311,7 +333,19 @@ class Authority:
         said = approval.answer if approval.state in (State.APPROVED, State.DENIED) else approval.state.value
         self._note(Kind.APPROVAL, approval.holder, approval.op, said, label=label, detail=approval.id, sync=True)
 
-    def refused(self, holder: str, op: str, error: OpError) -> None:
+    def connecting(self, holder: str, cap: Capability, where: str) -> None:
+        """A connection is about to be opened. Raises `OpError(UNAVAILABLE)` when that cannot be written down: then it must not.
+
+        It does not wait for the disk, as the call that it is made for has: a driver could have the kernel wait for each of a hundred.
+        """
+        label = str(self.labels.of(holder))
+        self.audit.append(Kind.EFFECT, holder, "net.connect", "allowed", cap=cap.id, label=label, detail=where)
+
+    def disconnected(self, holder: str, cap: str, told: str) -> None:
+        """A connection has ended."""
+        self._note(Kind.EFFECT, holder, "net.connect", "ended", cap=cap, detail=told)
+
+    def refused(self, holder: str, op: str, error: OpError, what: str = "") -> None:
         """A call was refused. A holder that is refused all the time is counted instead of filling the disk."""
         if error.code not in _REFUSALS:
             return
@@ -326,7 +360,8 @@ class Authority:
         more = f"{mine.unwritten} more before it were not written" if mine.unwritten else ""
         mine.unwritten = 0
         label = str(self.labels.of(holder)) if holder else str(BOTTOM)
-        self._note(Kind.DENIAL, holder, op, error.code.value, label=label, detail=more)
+        detail = "; ".join(filter(None, (what, more)))
+        self._note(Kind.DENIAL, holder, op, error.code.value, label=label, detail=detail)
 
     def _note(self, kind: Kind, holder: str, op: str, decision: str, **fields: Any) -> None:
         try:

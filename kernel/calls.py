@@ -251,6 +251,10 @@ class Calls:
         """How many calls a connection is serving."""
         return len(self._by_server.get(conn, ()))
 
+    def made_by(self, conn: int) -> int:
+        """How many a connection waits for."""
+        return len(self._by_caller.get(conn, ()))
+
     def load_of(self, conn: int, holder: str) -> int:
         """How many of them are this holder's."""
         return sum(call.holder == holder for call in self._by_server.get(conn, ()))

@@ -98,12 +98,13 @@ class Table:
         reason: str = "",
         id: str | None = None,  # noqa: A002
         spent: Mapping[str, Spending] = NOTHING,
+        parent: str | None = None,
     ) -> Capability:
-        """A new capability out of nothing. Only the kernel calls this: on boot, with `id` and `spent` for what the journal kept."""
+        """A new capability out of nothing. Only the kernel calls this: on boot, with the last three for what the journal kept."""
         self._now()
         accounts = []
         if id is not None:
-            self._ids = itertools.count(max(next(self._ids), int(id.removeprefix("c")) + 1))
+            self.go_on_after(id)
         made = id or self._next_id()
         for unit in (unit for unit in UNITS if unit in right.quota):
             if unit in spent:  # the clock was set back since: time goes on from there
@@ -112,7 +113,11 @@ class Table:
             if unit in spent:
                 account.resume(spent[unit])
             accounts.append(account)
-        return self._add(made, holder, self._definite(right), None, origin, reason, tuple(accounts))
+        return self._add(made, holder, self._definite(right), parent, origin, reason, tuple(accounts))
+
+    def go_on_after(self, id: str) -> None:  # noqa: A002
+        """This id, and those before it, are given to nothing from now on."""
+        self._ids = itertools.count(max(next(self._ids), int(id.removeprefix("c")) + 1))
 
     def derive(
         self, giver: str, right: Right, holder: str, origin: str, *, reason: str = "", handle: str = ""

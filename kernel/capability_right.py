@@ -27,7 +27,17 @@ from enum import IntEnum
 from llmos.ipc.errors import Code, OpError
 from llmos.kernel.capability_quota import UNITS, Limit, format_duration, parse_duration
 from llmos.kernel.labels import ANY, Integrity, Label
-from llmos.kernel.scope import NO_KINDS, KeyKinds, Kind, Scope, all_within, kind_of, normal_value, without_stars
+from llmos.kernel.scope import (
+    DEFAULTS,
+    NO_KINDS,
+    KeyKinds,
+    Kind,
+    Scope,
+    all_within,
+    kind_of,
+    normal_value,
+    without_stars,
+)
 
 NO_OBJECTS: Mapping[str, KeyKinds] = {}
 
@@ -112,7 +122,7 @@ class Right:
         return cls(
             match[1],
             match[2],
-            scope,
+            {**DEFAULTS.get(match[1], {}), **scope},
             quota={unit: Limit.parse(terms[unit]) for unit in UNITS if unit in terms},
             expires=_moment(terms["expires"]) if "expires" in terms else None,
             lifetime=parse_duration(terms["for"]) if "for" in terms else None,
@@ -128,6 +138,7 @@ class Right:
             f"{key}{'<=' if kind.ordered else '='}{_quoted(value)}"
             for key, kind, bounds in sorted(self._bounds, key=lambda bound: bound[0])
             for value in bounds
+            if bounds != DEFAULTS.get(self.object, {}).get(key)
         ]
         terms += [f"{unit}={self.quota[unit]}" for unit in UNITS if unit in self.quota]
         if self.expires is not None:

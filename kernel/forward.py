@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -118,6 +118,8 @@ class Forwarder:
         """Name → what a running program lends as `app.NAME`, until its connection ends."""
         self._queues: dict[int, list[_Outgoing]] = {}
         """Driver's pid → calls that wait until it is ready."""
+        self.off: Collection[str] = ()
+        """Drivers that the user has switched off."""
         self._own_ids = itertools.count(1)
 
     # -- out -------------------------------------------------------------------------------------------------------
@@ -188,6 +190,8 @@ class Forwarder:
 
     def _to_driver(self, name: str, out: _Outgoing) -> None:
         process = self._processes.named(name)
+        if process is None and name in self.off:
+            raise OpError(Code.UNAVAILABLE, f"the driver {name} is disabled", f"llmosctl driver enable {name}")
         if process is None or process.state is State.FAILED:
             reason = process.status if process is not None else "it is not running"
             why = f": {reason}" if out.call.holder == USER else ""  # its own last words might be meant for an agent
@@ -287,7 +291,11 @@ class Forwarder:
         op = manifest.ops.get(verb) if manifest is not None else None
         if manifest is None or op is None or (verb in manifests.KERNEL_OPS and not from_kernel):
             raise self._unknown(name, manifest)
-        return _Route(name, target, verb, op, op.effect.value, bool(manifest.permissions.hosts), None)
+        return _Route(name, target, verb, op, op.effect.value, self._leaves(manifest), None)
+
+    def _leaves(self, manifest: manifests.DriverManifest) -> bool:
+        """Whether a driver can tell the world: it says so, or was granted it."""
+        return bool(manifest.permissions.hosts) or self._authority.caps.can(manifest.name, "net", "connect")
 
     def _bounds(self, route: _Route, args: dict[str, Any]) -> Scope:
         if route.function is not None:

@@ -92,6 +92,8 @@ class Model:
         self._jobs: dict[int, Inference] = {}
         self._running: Inference | None = None
         self._yielding = False
+        self._heard = 0.0
+        """When the core said something last, or was given something to do."""
         self._contexts: dict[int, Context] = {}
         self._ids = itertools.count(1)
         self._loads: list[tuple[Call, Callable[[], None]]] = []
@@ -148,6 +150,10 @@ class Model:
             )
         self.problem = reason if process.state is State.FAILED else self.problem
         self._set("failed" if process.state is State.FAILED else "starting")
+
+    def silent_s(self) -> float:
+        """Seconds since the core's last word, 0 while it has nothing to do."""
+        return self._loop.clock() - self._heard if self._running is not None else 0.0
 
     def shutdown(self) -> None:
         """Ask the core to end."""
@@ -285,7 +291,8 @@ class Model:
         if chosen is None:
             return
         inference = self._running = self._jobs[chosen.job.id]
-        inference.first_run = inference.first_run or self._loop.clock()
+        self._heard = self._loop.clock()
+        inference.first_run = inference.first_run or self._heard
         if not inference.posted:
             inference.posted = True
             self._post(inference.request)
@@ -296,6 +303,7 @@ class Model:
     # -- what the core says ----------------------------------------------------------------------------------------
 
     def _from_core(self, frame: bytes) -> None:
+        self._heard = self._loop.clock()
         try:
             self._handle(msgpack.unpackb(frame, max_ext_len=0))
         except (

@@ -38,6 +38,9 @@ create table kept (part text not null, id text not null, row blob not null, prim
 """What leads from each version of the file to the next; never changed, only added to."""
 
 
+_LAST_GRANT = "grants.last"
+
+
 class Grant(NamedTuple):
     """A capability that the user gave."""
 
@@ -83,11 +86,19 @@ class Journal:
         yield from map(Grant._make, self.read("select id, holder, cap, origin, reason from grants order by rowid"))
 
     def add_grant(self, id: str, holder: str, cap: str, origin: str, reason: str = "") -> None:  # noqa: A002
-        self.write(
-            "insert into grants (id, holder, cap, origin, created, reason) values (?, ?, ?, ?, ?, ?)",
-            (id, holder, cap, origin, time.time(), reason),
-        )
+        """Its id is remembered beyond its end: nothing else is ever called that."""
+        with self.transaction():
+            self.write(
+                "insert into grants (id, holder, cap, origin, created, reason) values (?, ?, ?, ?, ?, ?)",
+                (id, holder, cap, origin, time.time(), reason),
+            )
+            self.set(_LAST_GRANT, id)
         self._granted.add(id)
+
+    @property
+    def last_grant(self) -> str | None:
+        """Id of the latest there ever was."""
+        return self.get(_LAST_GRANT)
 
     def remove_grants(self, ids: Iterable[str]) -> None:
         """Those that are in it, with what was spent of them; all or none."""

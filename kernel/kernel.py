@@ -5,9 +5,9 @@ receive (from the gate) → decide (who is it, may it) → act (a syscall, or ha
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import structlog
@@ -16,8 +16,10 @@ from llmos.ipc import paths, protocol, wire
 from llmos.ipc.errors import Code, OpError
 from llmos.ipc.protocol import Header, pack_header, parse_header
 from llmos.ipc.protocol import Kind as Message
-from llmos.kernel import gate_frames, gates, jail, launch, params, syscalls
+from llmos.kernel import gate_frames, gates, jail, launch, net, params, syscalls
 from llmos.kernel import syscalls_authority as _more  # noqa: F401  (registers its handlers)
+from llmos.kernel import syscalls_code as _code  # noqa: F401
+from llmos.kernel import syscalls_driver as _drivers  # noqa: F401  (the same)
 from llmos.kernel.agents import Agents
 from llmos.kernel.approvals import Approval
 from llmos.kernel.apps import Apps
@@ -27,8 +29,12 @@ from llmos.kernel.audit import Audit
 from llmos.kernel.authority import ENDED, Authority
 from llmos.kernel.calls import Call, Calls
 from llmos.kernel.capability import USER, Capability, Right
+from llmos.kernel.cgroup import Groups
+from llmos.kernel.choices import Choices
+from llmos.kernel.code import CodeRuns
 from llmos.kernel.events import Events
 from llmos.kernel.forward import NOTHING, Forwarder
+from llmos.kernel.health import Health
 from llmos.kernel.inference import Model
 from llmos.kernel.journal import Journal
 from llmos.kernel.labels import BOTTOM, Label, Source
@@ -37,9 +43,11 @@ from llmos.kernel.loop import Loop, Timer
 from llmos.kernel.peers import Peer, Peers
 from llmos.kernel.process import Kind, LogRing, Process, ProcessTable, State, now
 from llmos.kernel.programs import Changes, Programs
-from llmos.kernel.supervisor import Command, Supervisor
+from llmos.kernel.spares import Command
+from llmos.kernel.supervisor import Supervisor
 from llmos.kernel.topics import Topics
 from llmos.kernel.values import REFERENCE
+from llmos.kernel.watchdog import Excess, Watchdog
 
 log = structlog.get_logger()
 
@@ -68,11 +76,13 @@ class Kernel:
         log_ring: LogRing,
         *,
         headless: bool = False,
+        groups: Groups = Groups(works=False, reason="not tried"),  # noqa: B008  (immutable)
     ) -> None:
         self.loop = loop
         self.places = places
         self.journal = stores.journal
         self.report = report
+        self.groups = groups
         self.log_ring = log_ring
         self.booted = loop.clock()
         self.ready_s = 0.0
@@ -98,11 +108,22 @@ class Kernel:
         self.forwarder = Forwarder(
             self.calls, self.authority, self.asking, self.programs, self.processes, self.gates.message
         )
+        self.egress = net.Egress(
+            loop, self.authority, self.processes, self._egress_up, self._restart_egress, self._anchor_soon
+        )
         self.model = Model(loop, places.models, self._model_changed, self.authority)
-        self.supervisor = Supervisor(loop, report, self._command, self._process_ended)
+        self.supervisor = Supervisor(
+            loop, report, self._command, self._process_ended, lambda kind: groups.prefix(kind.value)
+        )
         self.agents = Agents(
             self.authority, self.programs, self.processes, self.supervisor, str(places.home), self.revoked
         )
+        self.health = Health(loop, self.processes, self.gates.message, self.model.silent_s, self.supervisor.put_down)
+        self.watchdog = Watchdog(loop, self.processes, self._own_directory, self._serves, self._over_limit)
+        self.code = CodeRuns(loop, places.state / "code", stores.journal, self.authority, self.processes, report)
+        self.authority.judges[protocol.RunCode.OP] = self.code.judge
+        self.choices = Choices(stores.journal)
+        self.forwarder.off = self.choices.off
         self._declared: dict[str, list[str]] = {}
         """Driver → the capabilities it has by its manifest alone."""
         self._core_process: Process | None = None
@@ -120,9 +141,12 @@ class Kernel:
 
     def start_gates(self) -> None:
         """The apps' one only when there are apps."""
+        self.supervisor.sweep(launch.agents_folder(self.places))
         self.supervisor.start(self.processes.add(Kind.GATE, gates.SYSTEM))
         if len(self.apps):
             self.start_apps_gate()
+        if any(cap.right.object == "net" for cap in self.caps):
+            self.start_egress()
 
     def start_apps_gate(self, then: Callable[[], None] = lambda: None) -> None:
         """Call `then` once it listens."""
@@ -135,9 +159,51 @@ class Kernel:
         else:
             self._apps_up.append(then)
 
+    def start_egress(self) -> None:
+        """The broker, when something may be connected to for the first time."""
+        if self.processes.named(net.NAME) is None:
+            launch.private_directory(paths.egress_socket(self.places.runtime).parent)
+            self.supervisor.start(self.processes.add(Kind.EGRESS, net.NAME))
+
+    def _egress_up(self) -> None:
+        process = self.processes.named(net.NAME)
+        if process is not None:
+            self.supervisor.ready(process)
+
+    def _restart_egress(self) -> None:
+        process = self.processes.named(net.NAME)
+        if process is not None:
+            self.supervisor.restart(process)
+
     def start_drivers(self) -> None:
-        for name, manifest in self.programs.drivers.items():
-            self.supervisor.start(self.processes.add(Kind.DRIVER, name, manifest=manifest))
+        for name in self.programs.drivers:
+            self.start_driver(name)
+
+    def start_driver(self, name: str) -> None:
+        """Unless the user has switched it off, or it is there. Calls may come from now on."""
+        if name not in self.choices.off and self.processes.named(name) is None:
+            self._start_alone(self.processes.add(Kind.DRIVER, name, manifest=self.programs.drivers[name]))
+
+    def _start_alone(self, process: Process) -> None:
+        """Once an earlier one of its name has ended: two would share a state directory."""
+        if self.supervisor.ending(process.name):
+            self.loop.later(params.LEAVING_S, lambda: self._start_alone(process))
+        elif not process.born and self.processes.named(process.name) is process:
+            self.supervisor.start(process)
+
+    def end_driver(self, name: str, why: str) -> None:
+        """For good: nothing starts it again by itself."""
+        process = self.processes.named(name)
+        if process is not None:
+            self.supervisor.retire(process)
+            self.processes.remove(process)
+            self.forwarder.given_up(process, why)
+            self._check_ready()
+
+    def watch(self) -> None:
+        """See to it that everybody answers and nobody takes too much."""
+        self.health.start()
+        self.watchdog.start()
 
     def rescan(self) -> Changes:
         """Something was installed or removed: new drivers start, changed ones start again, removed ones end."""
@@ -145,18 +211,14 @@ class Kernel:
         for name in (*changes.removed, *changes.changed):
             self.revoked([cap for one in self._declared.pop(name, []) for cap in self.caps.revoke(one)], "removed")
         for name in changes.removed:
-            process = self.processes.named(name)
-            if process is not None:
-                self.supervisor.retire(process)
-                self.processes.remove(process)
-                self.forwarder.given_up(process, "it was removed")
+            self.end_driver(name, "it was removed")
         for name in (*changes.added, *changes.changed):
             manifest = self.programs.drivers[name]
             self._admit(name)
             self.topics.declare_for(manifest)
             process = self.processes.named(name)
             if process is None:
-                self.supervisor.start(self.processes.add(Kind.DRIVER, name, manifest=manifest))
+                self.start_driver(name)
             else:
                 process.manifest = manifest
                 self.supervisor.restart(process)
@@ -207,15 +269,22 @@ class Kernel:
 
     def load_grants(self) -> None:
         """The user's own right, what she granted before, and what every program is by being installed."""
-        self.caps.mint(USER, Right("*", "*", grantable=True), "boot")
-        for grant in self.journal.grants():
+        own = self.caps.mint(USER, Right("*", "*", grantable=True), "boot")
+        if self.journal.last_grant is not None:  # what somebody noted of one that is gone names no other
+            self.caps.go_on_after(self.journal.last_grant)
+        known = {app_holder(app.name) for app in self.apps}
+        for grant in list(self.journal.grants()):
+            if grant.holder.startswith("app:") and grant.holder not in known:
+                self.journal.remove_grants([grant.id])  # killed while the app was let in, or thrown out
+                continue
             try:
                 right = Right.parse(grant.cap, str(self.places.home), self.programs.scope_kinds)
             except OpError as error:
                 log.error("grant.unreadable", id=grant.id, err=error.detail)
                 continue
             spent = self.journal.spending(grant.id)
-            kept = self.caps.mint(grant.holder, right, grant.origin, id=grant.id, reason=grant.reason, spent=spent)
+            about = (grant.holder, right, grant.origin)
+            kept = self.caps.mint(*about, id=grant.id, reason=grant.reason, spent=spent, parent=own.id)
             self.caps.keep(kept)
         for name in self.programs.drivers:
             self._admit(name)
@@ -229,20 +298,31 @@ class Kernel:
             return
         self.stopping = True
         self.topics.publish("sys.shutdown", {}, "kernel")
-        self.supervisor.stop_all()
-        self.model.shutdown()
-        self.loop.later(params.TERM_S + 1, self.loop.stop)
-        self._stop_when_empty()
+        self.code.stop_all()
+        self.loop.later(params.DOWN_S, self.loop.stop)
+        self._stop_in_order([Kind.AGENT, Kind.DRIVER, Kind.CORE])
 
-    def _stop_when_empty(self) -> None:
-        if self.supervisor.children(Kind.AGENT, Kind.DRIVER, Kind.CORE):
-            self.loop.later(0.02, self._stop_when_empty)
-        else:
+    def _stop_in_order(self, kinds: list[Kind]) -> None:
+        """Each kind once the one before it has ended, of itself or by force; none may start meanwhile."""
+        if not kinds:
             self.loop.later(0.05, self.loop.stop)  # the gates have a moment to send the last answers
+            return
+        if kinds[0] is Kind.CORE:
+            self.model.shutdown()
+        self.supervisor.stop_all(kinds[0])
+
+        def look() -> None:
+            if self.supervisor.children(kinds[0]):
+                self.loop.later(0.01, look)
+            else:
+                self._stop_in_order(kinds[1:])
+
+        look()
 
     def close(self) -> None:
         """Nobody outlives the kernel; what was spent is remembered exactly."""
         self.supervisor.close()
+        self.code.close()
         try:
             self.journal.set_spending(self.caps.take_unsaved(exact=True))
             self.authority.audit.close()
@@ -311,7 +391,8 @@ class Kernel:
             if header.kind is Message.CALL:
                 self._call(peer, header, raw_body)
             elif header.kind is Message.REPLY:
-                self.forwarder.answered(peer.conn, header, raw_body)
+                if not self.health.answered(peer.conn, header.id):
+                    self.forwarder.answered(peer.conn, header, raw_body)
             elif header.kind is Message.CREDIT:
                 self.calls.credit(peer.conn, header.id, header.n)
             elif header.kind is Message.CANCEL:
@@ -327,8 +408,7 @@ class Kernel:
             log.exception("message.bug", conn=peer.conn)
             if answerable:
                 self._refuse(peer, number, OpError(Code.INTERNAL, f"{type(error).__name__} in the kernel"))
-        if self._anchor is None and self.authority.audit.unanchored:
-            self._anchor = self.loop.later(params.AUDIT_ANCHOR_S, self._bring_to_disk)
+        self._anchor_soon()
 
     def _refuse(self, peer: Peer, number: int, error: OpError) -> None:
         header = pack_header(Header(kind=Message.REPLY, id=number, ok=False))
@@ -349,8 +429,8 @@ class Kernel:
             call.read = call.label | values.label
             syscall = protocol.SYSCALLS.get(header.op)
             if syscall is not None:
-                call.label = call.label | values.label
-                self._syscall(peer, call, header, syscall, args)
+                own, call.label = call.label, call.label | values.label
+                self._syscall(peer, call, header, syscall, args, own, values.labels)
             else:
                 self.forwarder.forward(call, header, args, values)
         except wire.Malformed as error:
@@ -363,8 +443,16 @@ class Kernel:
             call.fail(OpError(Code.INTERNAL, f"{header.op}: {type(error).__name__} in the kernel", "please report it"))
 
     def _syscall(
-        self, peer: Peer, call: Call, header: Header, syscall: type[protocol.Syscall], raw: dict[str, Any]
+        self,
+        peer: Peer,
+        call: Call,
+        header: Header,
+        syscall: type[protocol.Syscall],
+        raw: dict[str, Any],
+        own: Label,
+        referenced: Mapping[str, Label],
     ) -> None:
+        """`own` is the call's label without that of what was `referenced`."""
         args = protocol.parse(syscall, raw)
         if syscall.RIGHT is not None:
             object_, _, verb = syscall.RIGHT.partition(".")
@@ -381,18 +469,28 @@ class Kernel:
                 call.reply(result)
             elif not call.done and syscall.OP not in syscalls.OWN_TIME:
                 default = params.GENERATE_S if syscall.RIGHT in ("llm.generate", "proc.spawn") else params.SYSCALL_S
+                default = params.CODE_S if syscall is protocol.RunCode else default
                 self.calls.expire(call, header.deadline_ms / 1000 or default)
 
-        if call.cap is None or call.cap.right.unconditional:
+        if syscall.EFFECT is not protocol.Effect.READ and call.cap is not None:
+            self._attempt(call, call.cap, header, raw, go, own, referenced)
+        elif call.cap is None or call.cap.right.unconditional:
             go()
         else:
-            self._attempt(call, call.cap, header, raw, go)
+            self._attempt(call, call.cap, header, raw, go, call.label, {})
 
     def _attempt(
-        self, call: Call, cap: Capability, header: Header, raw: dict[str, Any], go: Callable[[], None]
+        self,
+        call: Call,
+        cap: Capability,
+        header: Header,
+        raw: dict[str, Any],
+        go: Callable[[], None],
+        label: Label,
+        values: Mapping[str, Label],
     ) -> None:
-        """A syscall under a capability that asks, or that has a ceiling."""
-        request = self.authority.plain_request(call.holder, call.op, raw, call.label, cap)
+        """A syscall with an effect, or under a capability that asks, or that has a ceiling."""
+        request = self.authority.plain_request(call.holder, call.op, raw, label, cap, values)
         decision = self.authority.decide(request, cap)
         wait_s = header.deadline_ms / 1000
         self.asking.attempt(Attempt(call, request, decision, wire.encode(raw), cap, go, wait_s=wait_s))
@@ -466,7 +564,16 @@ class Kernel:
             log.info("boot.ready", dur_ms=round(self.ready_s * 1000))
             if self._core_start is not None:
                 self._start_core()
+            self._expect_agents()
             self.on_ready()
+
+    def _expect_agents(self) -> None:
+        """What the shipped agents are started with, as long as none of them has been granted a directory."""
+        for name, manifest in self.programs.agents.items():
+            if jail.is_own(Path(manifest.directory)):
+                like = Process(0, Kind.AGENT, name, manifest=manifest)
+                self.supervisor.expect(launch.program(like, self.places, (), self.report.tier))
+                return
 
     # -- processes -------------------------------------------------------------------------------------------------
 
@@ -479,9 +586,13 @@ class Kernel:
                 self.gates.serve_apps(self.apps.server_key[1], [(app.key, app.name) for app in self.apps])
             address = (paths.apps_socket if apps else paths.bus_socket)(self.places.runtime)
             return launch.gate(fd, address, self.report.tier, apps=apps)
+        if process.kind is Kind.EGRESS:
+            address = paths.egress_socket(self.places.runtime)
+            return launch.egress(self.egress.attach(), address, self.report.tier)
         if process.kind is Kind.CORE:
             return launch.core(self.model.attach(), self.model.folders(), self.report.tier)
-        return launch.program(process, self.places, self.caps.held(process.name), self.report.tier)
+        settings = self.choices.settings(process.name) if process.kind is Kind.DRIVER else None
+        return launch.program(process, self.places, self.caps.held(process.name), self.report.tier, settings)
 
     def _process_ended(self, process: Process, reason: str) -> None:
         """Its calls fail, its contexts and capabilities go; the supervisor sees to its return."""
@@ -496,17 +607,39 @@ class Kernel:
         if process.kind is Kind.CORE:
             self.model.detach(process, reason)
             return
+        if process.kind is Kind.EGRESS:
+            self.egress.detach()
+            return
+        self.egress.process_ended(process)
         if process.conn:
             self.peers.drop(process.conn, f"{process.name} ended ({reason})")
         self.model.drop(process.name)
-        told = reason if process.trouble else reason.partition(" ")[0]  # no more of its exit status than a word
+        told = (
+            reason if process.trouble else reason.partition(" ")[0].rstrip(":")
+        )  # no more of its exit status than a word
         self.topics.publish("proc.ended", {"pid": process.pid, "name": process.name, "reason": told}, "kernel")
         if process.kind is Kind.AGENT:
-            self.agents.ended(process, reason)
-            shutil.rmtree(launch.scratch(process, self.places), ignore_errors=True)
+            self.agents.ended(process, process.details or reason)
         elif process.state is State.FAILED:
             self.forwarder.given_up(process, reason)
             self._check_ready()
+
+    def _own_directory(self, process: Process) -> Path | None:
+        if process.kind is Kind.DRIVER:
+            return launch.driver_folder(process.program, self.places)
+        return process.own
+
+    def _serves(self, process: Process) -> bool:
+        """Whether it has something to compute for: a driver a call to serve, an agent one under way."""
+        return bool(self.calls.load(process.conn) or self.calls.made_by(process.conn))
+
+    def _over_limit(self, process: Process, excess: Excess) -> None:
+        """It uses more than it may: everybody hears of it, and it ends."""
+        about = {"pid": process.pid, "name": process.name, "limit": excess.limit}
+        used = {"used": excess.used, "allowed": excess.allowed}
+        label = self.authority.labels.of(process.name) if process.manifest is not None else BOTTOM
+        self.topics.publish("proc.limit", {**about, **used}, "kernel", label)
+        self.supervisor.put_down(process, excess.public, excess.details, for_good=excess.lasting)
 
     # -- events and changes ----------------------------------------------------------------------------------------
 
@@ -522,7 +655,10 @@ class Kernel:
         self.topics.bus.revoke({cap.id for cap in caps})
         self.forwarder.revoked({cap.id for cap in caps})
         self.calls.revoked({cap.id for cap in caps})
+        self.egress.revoked({cap.id for cap in caps})
         self._rebuild_jails({cap.holder for cap in caps if cap.right.object == "fs"})
+        connected = {cap.holder for cap in caps if cap.right.object == "net"}
+        self._rebuild_jails({holder for holder in connected if not self.caps.can(holder, "net", "connect")})
         for holder in {cap.holder for cap in caps if cap.right.object == "label"}:
             self._trust(holder)
         return failure
@@ -531,6 +667,11 @@ class Kernel:
         """A driver's jail shows it a new directory; a running agent's instances hold it at once."""
         if cap.right.object == "fs":
             self._rebuild_jails({cap.holder})
+        if cap.right.object == "net":
+            self.start_egress()
+            held = sum(one.right.object == "net" for one in self.caps.held(cap.holder))
+            if held == 1:  # from now on its jail shows it the broker
+                self._rebuild_jails({cap.holder})
         if cap.right.object == "label":
             self._trust(cap.holder)
         self.agents.granted(cap)
@@ -587,6 +728,10 @@ class Kernel:
         gone = self.caps.expire()
         self.revoked(gone, "expired")
         self.watch_clock()
+
+    def _anchor_soon(self) -> None:
+        if self._anchor is None and self.authority.audit.unanchored:
+            self._anchor = self.loop.later(params.AUDIT_ANCHOR_S, self._bring_to_disk)
 
     def _bring_to_disk(self) -> None:
         self._anchor = None

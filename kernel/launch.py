@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from llmos.kernel import jail, params
 from llmos.kernel.capability import Capability, Right
 from llmos.kernel.jail import Limits, Policy, Tier
 from llmos.kernel.process import Kind, Process
-from llmos.kernel.supervisor import Command
+from llmos.kernel.spares import Command
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,21 @@ def gate(fd: int, address: Path, tier: Tier, *, apps: bool) -> Command:
     return Command(policy, "llmos.kernel.gate", (str(fd), str(address), *(("--apps",) if apps else ())), (fd,))
 
 
+def egress(fd: int, address: Path, tier: Tier) -> Command:
+    """It keeps the host's process ids as a gate does, and it alone has a network."""
+    policy = Policy(
+        write=(address.parent,),
+        kernel_modules=("egress", "egress_address", "egress_frames", "params"),
+        # a look-up comes to its end, and its threads share their memory
+        env={"RES_OPTIONS": "timeout:3 attempts:2", "MALLOC_ARENA_MAX": "2"},
+        share_pid=True,
+        network=True,
+        limits=Limits(address_space=params.EGRESS_MEMORY, open_files=params.EGRESS_FILES, nice=params.NICE),
+        tier=tier,
+    )
+    return Command(policy, "llmos.kernel.egress", (str(fd), str(address)), (fd,))
+
+
 def core(fd: int, folders: Sequence[Path], tier: Tier) -> Command:
     """It sees the models it may load, and nothing else."""
     policy = Policy(
@@ -55,40 +70,52 @@ def core(fd: int, folders: Sequence[Path], tier: Tier) -> Command:
     return Command(policy, "llmos.kernel.core", ("--fd", str(fd)), (fd,))
 
 
-def program(process: Process, places: Places, held: Iterable[Capability], tier: Tier) -> Command:
+def program(
+    process: Process, places: Places, held: Iterable[Capability], tier: Tier, settings: Mapping[str, Any] | None = None
+) -> Command:
     """A driver or an agent: its own directory, what of the file system was granted to it, and the bus."""
     if process.manifest is None:
         raise OpError(Code.INTERNAL, f"{process.name} has no manifest")
     driver = process.kind is Kind.DRIVER
-    state = scratch(process, places)
-    private_directory(state)
     rights = list(held)
     read, write = (_granted_paths(rights, verb, places) for verb in ("read", "write"))
+    connects = driver and any(cap.right.object == "net" for cap in rights)
+    net = paths.egress_socket(places.runtime)
     told = {
         "kind": process.kind.value,
         "name": process.name,
         "manifest": str(Path(process.manifest.directory) / ("manifest.toml" if driver else "agent.toml")),
-        "state": str(state),
         "home": str(places.home),
         "roots": [str(path) for path in (*read, *write)],
         "writable": [str(path) for path in write],
-        "settings": {},
+        "settings": dict(settings or {}),
         "args": process.args,
         "tz": _zone(),
+        "net": str(net) if connects else None,
     }
+    state: tuple[Path, ...] = ()
+    if driver:
+        state = (private_directory(driver_folder(process.program, places)),)
+        told["state"] = str(state[0])
     bus = paths.bus_socket(places.runtime)
+    own = {"LLMOS_TOKEN": process.token, "LLMOS_CONFIG": _packed(told)}
     policy = Policy(
-        read=(bus.parent, *read),
-        write=(state, *write),
+        read=(bus.parent, *((private_directory(net.parent),) if connects else ()), *read),
+        write=(*state, *write),
         path=_import_roots(process.manifest),
-        env={"LLMOS_BUS": str(bus), "LLMOS_TOKEN": process.token, "LLMOS_CONFIG": _packed(told), "TZ": _zone()},
+        certificates=connects,
+        env={"LLMOS_BUS": str(bus), "TZ": _zone()} | (own if driver else {}),
         limits=Limits(
             address_space=params.DRIVER_MEMORY if driver else params.AGENT_MEMORY,
             nice=params.NICE if driver else params.AGENT_NICE,
         ),
         tier=tier,
     )
-    return Command(policy, "llmos.drivers.host" if driver else "llmos.userland.agent")
+    if driver:
+        return Command(policy, "llmos.drivers.host")
+    ours = jail.is_own(Path(process.manifest.directory))
+    args = (process.manifest.entry.partition(":")[0],) if ours else ()  # of others nothing runs before they are wanted
+    return Command(policy, "llmos.userland.agent", args, own=agents_folder(places), orders=json.dumps(own).encode())
 
 
 def _import_roots(manifest: DriverManifest | AgentManifest) -> tuple[Path, ...]:
@@ -99,11 +126,14 @@ def _import_roots(manifest: DriverManifest | AgentManifest) -> tuple[Path, ...]:
     return () if jail.sees(root) else (root,)
 
 
-def scratch(process: Process, places: Places) -> Path:
-    """A process's own directory: a driver's is kept, an agent's ends with it."""
-    if process.kind is Kind.DRIVER:
-        return places.state / "drivers" / process.program
-    return places.state / "agents" / str(process.pid)
+def agents_folder(places: Places) -> Path:
+    """Where each agent has a directory of its own while it lives."""
+    return places.state / "agents"
+
+
+def driver_folder(name: str, places: Places) -> Path:
+    """A driver's own directory, which it keeps."""
+    return places.state / "drivers" / name
 
 
 def private_directory(path: Path) -> Path:

@@ -17,7 +17,7 @@ import structlog
 
 from llmos.ipc import paths
 from llmos.ipc.errors import Code, OpError
-from llmos.kernel import jail, params
+from llmos.kernel import cgroup, guard, jail
 from llmos.kernel.audit import Audit
 from llmos.kernel.audit import Kind as AuditKind
 from llmos.kernel.events import Events
@@ -37,16 +37,21 @@ def main(argv: list[str] | None = None) -> int:
     ring = LogRing()
     _set_up_logs(ring)
     loop = Loop(failed=lambda error: structlog.get_logger().error("loop.bug", exc_info=error))
-    kernel = None
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # until there is something to end in order
+    kernel, watcher = None, -1
     try:
-        report = _sandbox(arguments.tier)  # what this machine can confine, by trying
         places = _places(arguments.home)  # directories of our own
+        watcher = guard.start(guard.mark(places.runtime))  # ends what we leave behind, should we be killed
         lock = _lock(places)  # one kernel per runtime directory
+        _tidy(places)  # what a kernel that was killed has left
+        report = _sandbox(arguments.tier)  # what this machine can confine, by trying
+        groups = cgroup.probe()  # whether Linux itself can hold what they may use
         journal = Journal(places.state / "journal.db")
         audit = Audit(places.state / "audit.db", journal)
         audit.append(AuditKind.BOOT, "kernel", "boot", "started", sync=True)
         events = Events(places.state / "events.db")
-        kernel = Kernel(loop, places, Stores(journal, audit, events), report, ring, headless=arguments.headless)
+        stores = Stores(journal, audit, events)
+        kernel = Kernel(loop, places, stores, report, ring, headless=arguments.headless, groups=groups)
         kernel.load_grants()  # who may do what
         kernel.topics.declare(kernel.programs.drivers.values())  # what is kept of what is published
         _write_token(places, kernel.peers.user_token)  # what a person's programs prove themselves with
@@ -56,6 +61,7 @@ def main(argv: list[str] | None = None) -> int:
         _set_up_signals(kernel)
         kernel.start_gates()  # from here on anybody can connect
         kernel.start_drivers()
+        kernel.watch()
         kernel.choose_model(arguments.model)  # loaded once the drivers are up
         loop.run()
         if kernel.failed is not None:
@@ -66,9 +72,16 @@ def main(argv: list[str] | None = None) -> int:
         if kernel is not None:
             kernel.close()
             runtime = kernel.places.runtime
-            for path in (paths.token_file(runtime), paths.bus_socket(runtime), paths.apps_socket(runtime)):
+            for path in (
+                paths.token_file(runtime),
+                paths.bus_socket(runtime),
+                paths.apps_socket(runtime),
+                paths.egress_socket(runtime),
+            ):
                 path.unlink(missing_ok=True)
         loop.close()
+        if watcher >= 0:
+            guard.dismiss(watcher)
     os.close(lock)
     return 0
 
@@ -127,6 +140,13 @@ def _lock(places: Places) -> int:
     return lock
 
 
+def _tidy(places: Places) -> None:
+    """Whoever holds the lock is alone: what is left of earlier kernels' jails is nobody's."""
+    found = guard.sweep(f"{places.runtime}:")
+    if found:
+        structlog.get_logger().warning("boot.orphans", killed=found)
+
+
 def _write_token(places: Places, token: str) -> None:
     path = paths.token_file(places.runtime)
     path.unlink(missing_ok=True)
@@ -145,7 +165,7 @@ def _set_up_logs(ring: LogRing) -> None:
 
     def keep(_logger: Any, _method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
         line = " ".join(f"{key}={value!r}" for key, value in event.items() if value is not None)
-        ring.lines.append(line[: params.LOG_LINE])
+        ring.add(line)
         return event
 
     structlog.configure(

@@ -8,17 +8,48 @@ MAX_PROCESSES = 256  # alive at once, all kinds
 HELLO_S = 10.0  # seconds from start to `sys.hello` before a process is given up
 READY_S = 60.0  # seconds from start to `sys.ready`
 TERM_S = 2.0  # seconds between SIGTERM and SIGKILL
+DOWN_S = 8.0  # seconds an orderly end may take in all, after which whatever is left is killed
 RESTART_S = (0.02, 0.2, 1.0, 4.0, 15.0)  # seconds before the 1st, 2nd, … restart in a row
 REJAIL_S = 0.1  # seconds in which several grants to a driver become one restart
+LEAVING_S = 0.02  # seconds between two looks whether a driver that was ended is gone, before it starts again
 CALM_S = 60.0  # seconds a process must live for its next crash to count as the first again
 LOG_LINES = 1000  # lines of stderr kept per process
 LOG_LINE = 2000  # characters kept of one line
 LOGS_OF_ENDED = 32  # agents whose last lines are kept after their end
+SPARES = 2  # jails that wait for an agent; of the policies wanted last
+SPARE_S = 0.3  # seconds without a start after which one is made
 MAX_STARTING = 4  # agents that start at once; the others wait for their turn
 NICE = 5  # how far drivers and the core stand back for the kernel and the gates, so that the bus stays quick while they compute
 AGENT_NICE = 10  # the same of agents
 AGENT_MEMORY = 1 << 30  # bytes of address space of an agent
 DRIVER_MEMORY = 4 << 30  # bytes of address space of a driver; mapped libraries count
+
+# what a process may use, all of its jail together, where no control group sees to it: one that uses more is ended
+WATCH_S = 5.0  # seconds between two looks at a process
+WATCH_ENTRIES = 200  # entries of a directory that are looked at in one turn of the loop
+WATCH_PAUSE_S = 0.05  # seconds between two such turns
+WATCH_IDLE_S = 0.5  # seconds between two looks whether it is time to go through a directory again
+WATCH_DEPTH = 64  # directories within one another in a process's own directory; more is more than it may
+WATCH_PSS_RSS = (
+    256 << 20
+)  # bytes resident beyond which shared pages are told apart only when a limit is in question: that takes long
+AGENT_PSS = 1 << 30  # bytes of memory, shared pages counted by their share
+DRIVER_PSS = 2 << 30  # the same
+CORE_PSS = 64 << 30  # the same of the core: weights are mapped, and in memory once they have been used
+AGENT_DISK = 256 << 20  # bytes in an agent's own directory, and in files that it deleted and holds open
+DRIVER_DISK = 2 << 30  # the same of a driver
+AGENT_FILES = 10_000  # files and directories in it
+DRIVER_FILES = 100_000  # the same of a driver
+MAX_TASKS = 512  # processes and threads of one jail, which its rlimits bound first
+BURN_SHARE = 0.2  # of a processor that a process may use for ever with no call to show for it
+AGENT_BURN_S = 480.0  # seconds of processor that an agent may use beyond that: ten minutes of a whole one without a call of its own
+DRIVER_BURN_S = 240.0  # the same of a driver: five minutes without a call to serve
+
+# health
+PING_S = 5.0  # seconds between two pings to a driver
+PING_MISSES = 3  # pings in a row that it may leave unanswered
+CORE_SILENT_S = 120.0  # seconds without a word from the core while it has a job
+SETTINGS_BYTES = 16_384  # of one driver's settings, as JSON: they reach it in an environment variable
 
 # calls
 MAX_CALLS = 256  # in flight per caller; one more is BUSY
@@ -68,6 +99,28 @@ LOAD_S = 300.0  # seconds a model may take to load
 CORE_MEMORY = 64 << 30  # bytes of address space of the core: weights are mapped
 GENERATE_S = 600.0  # seconds an inference without a deadline may take
 
+# programs that are run (`code.run`)
+CODE_RUNS = 4  # at once
+CODE_S = (
+    660.0  # seconds a call without a deadline may take, waiting for the jail and looking through the project included
+)
+CODE_START_S = 15.0  # seconds from start until the jail is closed
+CODE_PROJECTS = 64  # there may be; one more is BUSY
+CODE_FILES = 2_000  # entries of one project
+CODE_BYTES = 256 << 20  # bytes on disk of one project
+CODE_FILE_BYTES = 64 << 20  # bytes of the largest file that a program may write
+CODE_DEPTH = 16  # directories inside one another in a project
+CODE_DISK_LEFT = 512 << 20  # bytes that must stay free on the disk while programs run
+CODE_INODES_LEFT = 5_000  # files that must still find room there
+CODE_WATCH_S = 0.2  # seconds between two looks at what a program uses
+CODE_PAUSE_S = 0.01  # seconds between two blocks that are taken of one's output
+CODE_SLICE = 64  # entries of a project that are looked at before the loop goes on
+CODE_OPEN_FILES = 64  # descriptors of one process
+CODE_THREADS = 64  # threads and processes of one program
+CODE_SCRATCH = 32 << 20  # bytes of its /tmp, and of its /dev/shm
+CODE_ROOM = 512 << 20  # bytes of address space beside `memory_mb`: what is mapped and not used
+CODE_TEXT = 16_000  # bytes of each stream that the final reply repeats, and of the list of files
+
 # gate
 GATE_MEMORY = 768 << 20  # bytes of address space; a peer that makes libzmq buffer more kills its own connection
 GATE_FRAME = 1 << 20  # bytes of one ZMTP frame; a larger one disconnects its sender
@@ -86,6 +139,26 @@ GATE_AHEAD = 8  # messages that a gate takes of its peers before it looks at the
 GATE_PIPE = (
     1  # bytes on their way to the kernel, which Linux makes 4.5 KB; more wait at their senders, who then take turns
 )
+
+# the egress broker
+EGRESS_MEMORY = 768 << 20  # bytes of address space; its threads' stacks and arenas count
+EGRESS_STACK = 256 * 1024  # bytes of the stack of a thread that looks a name up
+EGRESS_FILES = 2048  # descriptors; a connection has two
+EGRESS_CONNECTIONS = 512  # open at once, all drivers
+EGRESS_PER_PROCESS = 64  # the same for one driver; one more is BUSY
+EGRESS_RATE = 20.0  # connections asked for per second and driver, sustained
+EGRESS_BURST = 200.0  # connections above the rate at once
+EGRESS_REQUEST_S = 5.0  # seconds for the whole of a request, and for the kernel's answer
+EGRESS_CONNECT_S = 20.0  # seconds to resolve a name and to connect, all its addresses together
+EGRESS_ADDRESSES = 4  # of one name that are tried
+EGRESS_NAMES = 32  # names looked up at once, all drivers
+EGRESS_NAMES_PER_PROCESS = 8  # the same for one driver; others wait
+EGRESS_BLOCK = 32 * 1024  # bytes held for each direction of a connection
+EGRESS_METER = 256 * 1024  # bytes after which a connection under a quota of bytes is accounted for
+EGRESS_IDLE_S = (
+    2100.0  # seconds without a byte after which a connection ends; mail clients are silent for 29 minutes (RFC 2177)
+)
+EGRESS_SWEEP_S = 5.0  # seconds between two looks at that
 
 
 def share(limit: int, mine: int, others: int) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import itertools
 import os
 import secrets
@@ -18,6 +19,7 @@ from llmos.ipc.manifest import AgentManifest, DriverManifest
 from llmos.kernel import params
 from llmos.kernel.calls import Call
 from llmos.kernel.jail import Jailed
+from llmos.kernel.usage import Allowed, Usage
 
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 _TICK = os.sysconf("SC_CLK_TCK")
@@ -28,8 +30,11 @@ class Kind(StrEnum):
 
     GATE = "gate"
     CORE = "core"
+    EGRESS = "egress"
     DRIVER = "driver"
     AGENT = "agent"
+    CODE = "code"
+    """A program that `code.run` runs; no part of the system, and nobody on the bus."""
 
 
 class State(StrEnum):
@@ -50,7 +55,22 @@ class LogRing:
 
     def __init__(self) -> None:
         self.lines: deque[str] = deque(maxlen=params.LOG_LINES)
+        self._times: deque[float] = deque(maxlen=params.LOG_LINES)
+        self.count = 0
+        """Lines that ever came: the number of the last one."""
         self._rest = b""
+
+    def add(self, line: str) -> None:
+        """One whole line."""
+        self.lines.append(line[: params.LOG_LINE])
+        self._times.append(now())
+        self.count += 1
+
+    def after(self, number: int, since: float = 0.0) -> list[str]:
+        """Lines that came after the line of this number, and not before `since` (seconds since 1970 UTC), as far as they are kept."""
+        skip = max(0, len(self.lines) - (self.count - number)) if number <= self.count else 0  # another log's number
+        skip = max(skip, bisect.bisect_left(self._times, since))
+        return list(itertools.islice(self.lines, skip, None))
 
     def feed(self, block: bytes) -> None:
         """Take what came; an unfinished line waits for its end, or for its limit."""
@@ -58,8 +78,9 @@ class LogRing:
         if len(self._rest) > params.LOG_LINE:
             lines.append(self._rest)
             self._rest = b""
+        self.count += max(0, len(lines) - params.LOG_LINES)
         for line in lines[-params.LOG_LINES :]:
-            self.lines.append(line[: params.LOG_LINE].decode("utf-8", "replace"))
+            self.add(line[: params.LOG_LINE].decode("utf-8", "replace"))
 
 
 @dataclass(eq=False)
@@ -81,6 +102,8 @@ class Process:
     takes_grants: bool = False
     """Whether an agent has what was and is granted to its program, besides what it was handed."""
     jailed: Jailed | None = None
+    own: Path | None = None
+    """An agent's own directory, which ends with it."""
     os_pid: int = 0
     """The operating system's pid of the program itself, as the gate sees it."""
     started: float = 0.0
@@ -96,12 +119,16 @@ class Process:
     emitting: Call | None = None
     """Its `proc.emit` that waits for a slow reader."""
     trouble: str = ""
-    """In the kernel's own words, why this start came to nothing; `status` may be the process's."""
+    """In the kernel's own words, of which everybody may hear, why this start came to nothing; `status` may be the process's."""
+    details: str = ""
+    """The same with figures, for `status`."""
+    usage: Usage = field(default_factory=Usage)
+    """As the watchdog saw it last."""
 
     @property
     def name(self) -> str:
         """Its badge, and the holder of its capabilities: the program for what there is one of, `program#pid` for an agent."""
-        return f"{self.program}#{self.pid}" if self.kind is Kind.AGENT else self.program
+        return f"{self.program}#{self.pid}" if self.kind in (Kind.AGENT, Kind.CODE) else self.program
 
     @property
     def alive(self) -> bool:
@@ -115,6 +142,7 @@ class Process:
     def describe(self) -> dict[str, Any]:
         """A row of `proc.list`."""
         rss_mb, cpu_s = _usage(self.os_pid) if self.alive else (0.0, 0.0)
+        usage = self.usage if self.alive else Usage()
         return {
             "pid": self.pid,
             "name": self.name,
@@ -125,9 +153,11 @@ class Process:
             "started": self.started,
             "restarts": self.restarts,
             "rss_mb": rss_mb,
-            "cpu_s": cpu_s,
+            "cpu_s": max(cpu_s, round(usage.cpu_s, 2)),
             "calls": self.calls,
             "status": self.status,
+            **usage.describe(),
+            "limits": Allowed.of(self.kind.value).describe(),
         }
 
 

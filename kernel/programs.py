@@ -14,7 +14,7 @@ import structlog
 from llmos.ipc.errors import Code, OpError
 from llmos.ipc.manifest import AgentManifest, DriverManifest, discover, load_agent, load_driver
 from llmos.ipc.protocol import SYSCALLS
-from llmos.kernel import jail
+from llmos.kernel import jail, net
 from llmos.kernel.capability import Capability, Right
 from llmos.kernel.scope import KeyKinds
 
@@ -22,7 +22,17 @@ log = structlog.get_logger()
 
 _M = TypeVar("_M", DriverManifest, AgentManifest)
 
-RESERVED = {op.partition(".")[0] for op in SYSCALLS} | {"app", "fs", "user", "kernel", "gate", "apps_gate", "core"}
+RESERVED = {op.partition(".")[0] for op in SYSCALLS} | {
+    "app",
+    "fs",
+    "user",
+    "kernel",
+    "gate",
+    "apps_gate",
+    "core",
+    "egress",
+    "net",
+}
 """Names that mean something already."""
 
 
@@ -103,11 +113,14 @@ class Programs:
                 "app.call",
                 "fs.read",
                 "fs.write",
+                "net.connect",
             }
             some = ", ".join(sorted({*rights, *(f"{name}.read" for name in self.drivers)}))
             raise OpError(
                 Code.INVALID_ARGUMENT, f"nothing answers to {right.object}.{right.verb}", f"for instance: {some}"
             )
+        if right.object == "net":
+            net.check_right(right)
         for key in right.scope:
             if key not in known:
                 bounds = f"it takes {', '.join(sorted(known))}" if known else "it takes no scope"
@@ -137,6 +150,8 @@ class Programs:
             scopes += [set(op.scope) for op in ops if verb in ("*", op.effect.value)]
         if object_ == "fs" and verb in ("read", "write", "*"):
             scopes.append({"path"})
+        if object_ == "net" and verb in ("connect", "*"):
+            scopes.append({"host", "port", "private"})
         if object_ == "app" and verb in ("call", "*"):
             scopes.append({"name"})
         if object_ == "label" and verb in ("trust", "*"):
@@ -156,6 +171,7 @@ class Programs:
                 raise OpError(Code.CONFLICT, f"{path}: the name {name!r} is taken")
             for text in manifest.permissions.capabilities():
                 refuse_control(Right.parse(text))
+                net.refuse_others(Right.parse(text), driver=isinstance(manifest, DriverManifest))
             if isinstance(manifest, DriverManifest):
                 self._check_driver(manifest)
         except OpError as error:

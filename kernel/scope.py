@@ -5,6 +5,7 @@
 - `host`: the host itself; `*.example.com` for its subdomains;
 - `class`: written `class<=event`: that class of job or a less urgent one;
 - `address`: a mail address; `*@example.com` for everyone there;
+- `private`: `yes` covers `no` as well;
 - `number`: written `amount<=100`: that much or less;
 - `name`: equal. What a key is that nobody declared.
 
@@ -28,6 +29,9 @@ Scope = Mapping[str, tuple[str, ...]]
 """Scope key → the bounds, any of which a value may lie within."""
 KeyKinds = Mapping[str, str]
 """Scope key → its kind, as one driver declares it."""
+
+DEFAULTS: Mapping[str, Scope] = {"net": {"private": ("no",)}}
+"""Object → bounds that a right on it has without saying so: what may reach addresses inside has to be granted as that."""
 
 NO_KINDS: KeyKinds = MappingProxyType({})
 
@@ -150,6 +154,10 @@ def _any_name(_value: str, bound: str) -> bool:
     return bound == "*"
 
 
+def _within_private(value: str, bound: str) -> bool:
+    return value == "no" or bound == "*"
+
+
 def _never(_value: str, _bound: str) -> bool:
     return False
 
@@ -161,10 +169,11 @@ KINDS = {
     "class": Kind(_class, _within_class, ordered=True),
     "address": Kind(_address, _within_address),
     "number": Kind(_number, _within_number, ordered=True),
+    "private": Kind(_as_is, _within_private),
     "name": Kind(_as_is, _any_name),
 }
 _UNKNOWN = Kind(_as_is, _never)
-_OWN_KEYS = {"path": "path", "topic": "topic", "host": "host", "class": "class"}
+_OWN_KEYS = {"path": "path", "topic": "topic", "host": "host", "class": "class", "private": "private"}
 
 
 def _wrong(detail: str, hint: str | None = None) -> OpError:

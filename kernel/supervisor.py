@@ -9,45 +9,47 @@ import signal
 import subprocess
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from pathlib import Path
 
 import structlog
 
 from llmos.ipc.errors import OpError
-from llmos.kernel import params
-from llmos.kernel.jail import Jailed, JailError, Policy, Report, spawn
+from llmos.kernel import exits, params
+from llmos.kernel.jail import Jailed, JailError, Report
 from llmos.kernel.loop import Loop, Timer
 from llmos.kernel.process import Kind, Process, State, now
+from llmos.kernel.spares import Command, Spares, Start, give, start
+from llmos.kernel.sweep import Sweeper
 
 log = structlog.get_logger()
-
-
-@dataclass(frozen=True)
-class Command:
-    """How a process is to be started: made anew for every start, so that a restart sees today's grants."""
-
-    policy: Policy
-    module: str
-    args: Sequence[str] = ()
-    pass_fds: tuple[int, ...] = ()
-    """Handed to the process, and closed here once it has them."""
 
 
 class Supervisor:
     """Owns every child of the kernel.
 
     Args:
+        prefix: what comes before the command of a process of a kind, so that it runs in a control group; empty for none.
         ended: called when a process has ended, after its resources are gone and before a restart is planned.
         command: makes the `Command` of a process. Raises `OpError` when it cannot be started now.
     """
 
     def __init__(
-        self, loop: Loop, report: Report, command: Callable[[Process], Command], ended: Callable[[Process, str], None]
+        self,
+        loop: Loop,
+        report: Report,
+        command: Callable[[Process], Command],
+        ended: Callable[[Process, str], None],
+        prefix: Callable[[Kind], Sequence[str]] = lambda _: (),
     ) -> None:
         self._loop = loop
         self._report = report
         self._command = command
+        self._sweeper = Sweeper(loop)
+        self._spares = Spares(
+            lambda command: start(command, report.layers, prefix(Kind.AGENT)), loop, self._sweeper.sweep
+        )
         self._ended = ended
+        self._prefix = prefix
         self._children: dict[Process, Jailed] = {}
         self._deadlines: dict[Process, Timer] = {}
         self._starting: set[Process] = set()
@@ -56,6 +58,8 @@ class Supervisor:
         """Agents that wait for one of them to have done so."""
         self._retired: set[Process] = set()
         """Those that are not to come back."""
+        self._hopeless: set[Process] = set()
+        """Those that a restart would not help, once they have ended."""
         self._stopping = False
         read, write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         signal.set_wakeup_fd(write, warn_on_full_buffer=False)
@@ -74,20 +78,13 @@ class Supervisor:
             return
         if process.kind is Kind.AGENT:
             self._starting.add(process)
-        process.state, process.status, process.trouble = State.STARTING, "", ""
+        process.state, process.status, process.trouble, process.details = State.STARTING, "", "", ""
         process.started, process.born = now(), self._loop.clock()
         process.fresh_token()
         command = None
         try:
             command = self._command(process)
-            jailed = spawn(
-                command.policy,
-                command.module,
-                command.args,
-                layers=self._report.layers,
-                pass_fds=command.pass_fds,
-                stderr=subprocess.PIPE,
-            )
+            made = self._spares.take(command) or start(command, self._report.layers, self._prefix(process.kind))
         except OSError as error:  # no memory, no process to be had: it may pass
             self._plan_restart(process, str(error))
             return
@@ -98,13 +95,35 @@ class Supervisor:
         finally:
             for fd in command.pass_fds if command is not None else ():
                 os.close(fd)
-        process.jailed = jailed
+        jailed = made.jailed
+        process.jailed, process.own = jailed, made.own
         self._children[process] = jailed
-        self._loop.watch(jailed, lambda: self._started(process, jailed))
+        if jailed.pid is None:
+            self._loop.watch(jailed, lambda: self._started(process, jailed))
+        else:
+            process.os_pid = jailed.pid
+        self._order(process, made, command.orders)
         if jailed.stderr is not None:
             os.set_blocking(jailed.stderr.fileno(), False)
             self._loop.watch(jailed.stderr, lambda: self._drain(process, jailed))
         self._expect(process, params.LOAD_S if process.kind is Kind.CORE else params.HELLO_S, "it did not say hello")
+
+    def _order(self, process: Process, made: Start, orders: bytes) -> None:
+        try:
+            give(made.jailed, orders)
+        except OSError as error:
+            process.trouble = f"it could not be told what to do: {error}"
+            made.jailed.kill()
+
+    def expect(self, command: Command) -> None:
+        """A process like this is going to be wanted soon."""
+        self._spares.expect(command)
+
+    def sweep(self, folder: Path) -> None:
+        """Delete what is in a folder of agents' own directories: those of agents that a kernel before this one had."""
+        with contextlib.suppress(FileNotFoundError):
+            for left in folder.iterdir():
+                self._sweeper.sweep(left)
 
     def ready(self, process: Process) -> None:
         """It serves now; one that has been told to end cannot talk itself out of it."""
@@ -152,6 +171,17 @@ class Supervisor:
             self._settle(process)
             self._deadlines[process] = self._loop.later(params.TERM_S, jailed.kill)
 
+    def put_down(self, process: Process, reason: str, details: str = "", *, for_good: bool = False) -> None:
+        """Kill it at once, for this reason, in words that everybody may hear; `details` are for `status`.
+
+        It is started again, unless `for_good`.
+        """
+        if process.jailed is not None and process.state is not State.STOPPING:
+            process.trouble, process.details = reason, details or reason
+            if for_good:
+                self._hopeless.add(process)
+            process.jailed.kill()
+
     def retire(self, process: Process) -> None:
         """End it for good: its program is not installed any more."""
         self._retired.add(process)
@@ -167,12 +197,11 @@ class Supervisor:
             soon, jailed.kill if jailed is not None else lambda: self.start(process)
         )
 
-    def stop_all(self) -> None:
-        """No restarts from now on; agents first, then drivers."""
+    def stop_all(self, kind: Kind) -> None:
+        """End all of a kind; no restarts, of any kind, from now on."""
         self._stopping = True
-        for kind in (Kind.AGENT, Kind.DRIVER):
-            for process in [one for one in self._children if one.kind is kind]:
-                self.stop(process)
+        for process in [one for one in self._children if one.kind is kind]:
+            self.stop(process)
 
     def close(self) -> None:
         """Kill what is left and reap it."""
@@ -182,9 +211,15 @@ class Supervisor:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 jailed.wait(params.TERM_S)
             self._reap(process, jailed)
+        self._spares.close()
+        self._sweeper.close()
         signal.set_wakeup_fd(-1)
         self._loop.unwatch(self._signals)
         os.close(self._signals)
+
+    def ending(self, name: str) -> bool:
+        """Whether a process of that name is on its way out for good."""
+        return any(process.name == name and process in self._retired for process in self._children)
 
     def children(self, *kinds: Kind) -> int:
         """How many are alive, of these kinds."""
@@ -197,6 +232,7 @@ class Supervisor:
         for process, jailed in list(self._children.items()):
             if jailed.poll() is not None:
                 self._reap(process, jailed)
+        self._spares.reap()
         for number in numbers - {signal.SIGCHLD}:
             self.on_signal(number)
 
@@ -234,37 +270,53 @@ class Supervisor:
         self._close_log(jailed)
         status = jailed.wait(0)
         was = process.state
-        reason = process.trouble or _reason(status)
+        reason, details = _why(process, jailed, status, asked=was is State.STOPPING)
+        process.details = details
+        process.log.add(f"llmos: {process.name} ended: {details}")
         process.jailed, process.os_pid, process.token = None, 0, ""
         self._settle(process)
         log.info("process.ended", pid=process.pid, name=process.name, reason=reason, state=was.value)
         log.debug("process.stderr", pid=process.pid, lines=list(process.log.lines)[-20:])
         process.state = State.ENDED
+        if process.own is not None:
+            self._sweeper.sweep(process.own)
+            process.own = None
         self._ended(process, reason)
         self._next_in_line(process)
         if process.kind is Kind.AGENT or self._stopping or process in self._retired:
             self._retired.discard(process)
+            self._hopeless.discard(process)
+            return
+        if process in self._hopeless:
+            self._hopeless.discard(process)
+            self._give_up(process, reason, details)
             return
         if was is State.STOPPING:  # it was asked to end, which is no crash
             process.failures = 0
-        self._plan_restart(process, reason)
+        self._plan_restart(process, reason, details)
 
-    def _plan_restart(self, process: Process, reason: str) -> None:
+    def _plan_restart(self, process: Process, reason: str, details: str = "") -> None:
+        details = details or reason
         if process.kind is Kind.AGENT:
             self._give_up(process, reason)
             return
         lived = self._loop.clock() - process.born
         process.failures = 1 if lived > params.CALM_S else process.failures + 1
         if process.failures > len(params.RESTART_S):
-            self._give_up(process, f"it ended {process.failures} times in a row; the last time: {reason}")
+            often = f"it ended {process.failures} times in a row; the last time: "
+            again = (
+                f"; try again with `llmosctl driver restart {process.program}`" if process.kind is Kind.DRIVER else ""
+            )
+            self._give_up(process, often + reason, often + details + again)
             return
-        process.state, process.status = State.WAITING, reason
+        process.state, process.status = State.WAITING, details
         process.restarts += 1
         pause = params.RESTART_S[process.failures - 1] * random.uniform(0.8, 1.2)  # noqa: S311  (jitter, not a secret)
         self._deadlines[process] = self._loop.later(pause, lambda: self.start(process))
 
-    def _give_up(self, process: Process, reason: str) -> None:
-        process.state, process.status = State.FAILED, reason
+    def _give_up(self, process: Process, reason: str, details: str = "") -> None:
+        process.state, process.status = State.FAILED, details or reason
+        process.log.add(f"llmos: {process.name} is left down: {process.status}")
         log.error("process.failed", pid=process.pid, name=process.name, reason=reason)
         self._ended(process, reason)
         self._next_in_line(process)
@@ -285,10 +337,17 @@ class Supervisor:
             timer.cancel()
 
 
-def _reason(status: int) -> str:
-    if status < 0:
-        try:
-            return f"killed by {signal.Signals(-status).name}"
-        except ValueError:
-            return f"killed by signal {-status}"
-    return f"exit status {status}"
+def _why(process: Process, jailed: Jailed, status: int, *, asked: bool) -> tuple[str, str]:
+    """Why it ended, in words for everybody, and in words for those who may see what it does."""
+    if process.trouble:
+        details = process.details or process.trouble
+        said = exits.last_words(process.log.lines) if jailed.pid is None else ""  # bubblewrap's, or the inner half's
+        return process.trouble, f"{details} ({said})" if said else details
+    if asked:
+        reason = (
+            "killed: it did not end by itself when asked to"
+            if status == -signal.SIGKILL
+            else "exit: it was asked to end"
+        )
+        return reason, reason
+    return exits.cause(status), exits.explain(status, process.log.lines)

@@ -5,6 +5,7 @@ A handler returns the result, or None when it will answer `request.call` later, 
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from llmos.kernel.capability import USER
 from llmos.kernel.flow import Mode
 from llmos.kernel.forward import Function, describe
 from llmos.kernel.labels import BOTTOM, Integrity, Label, Source, join
-from llmos.kernel.process import Process, State, own_rss_mb
+from llmos.kernel.process import Kind, Process, State, own_rss_mb
 from llmos.kernel.values import bits, revealed
 
 if TYPE_CHECKING:
@@ -59,6 +60,8 @@ OWN_TIME = frozenset({protocol.EndorseValue.OP, protocol.VerifyAudit.OP, protoco
 """Those that say themselves how long they may take."""
 STRANGERS = Label(Integrity.UNTRUSTED)
 """Of what anybody may have had a word in."""
+LOG_BYTES = 55_000
+"""Of a log's lines in one answer."""
 ANSWER_BYTES = 60_000
 """Of a list's rows in one answer; what does not fit is left for the next page, or out."""
 
@@ -113,6 +116,7 @@ def _status(kernel: Kernel, request: Request, args: protocol.Status) -> Result: 
         "state": str(kernel.places.state),
         "socket": str(paths.bus_socket(kernel.places.runtime)),
         "tier": kernel.report.tier.value,
+        "limits": {"by": "cgroup" if kernel.groups.works else "watchdog", "reason": kernel.groups.reason},
         "model": {"name": model.name or "", "state": model.state, "problem": model.problem, **model.info},
         "counts": {
             "processes": len(kernel.processes),
@@ -135,6 +139,7 @@ def _ops(kernel: Kernel, request: Request, args: protocol.Ops) -> Result:  # noq
     rows = [
         describe(f"{name}.{verb}", op, op.label.tags if op.label is not None else manifest.tags)
         for name, manifest in kernel.programs.drivers.items()
+        if name not in kernel.choices.off
         for verb, op in manifest.ops.items()
         if verb not in manifests.KERNEL_OPS and kernel.caps.can(holder, name, op.effect.value)
     ]
@@ -178,26 +183,37 @@ def _spawn(kernel: Kernel, request: Request, args: protocol.Spawn) -> Result:
 
 
 @syscall(protocol.ListProcesses)
-def _list(kernel: Kernel, request: Request, args: protocol.ListProcesses) -> Result:  # noqa: ARG001
+def _list(kernel: Kernel, request: Request, args: protocol.ListProcesses) -> Result:
     own = {
         "pid": 0, "name": "kernel", "kind": "kernel", "state": "ready", "parent": 0, "os_pid": os.getpid(), "started": 0.0,
         "restarts": 0, "rss_mb": own_rss_mb(), "cpu_s": round(sum(os.times()[:2]), 2), "calls": 0, "status": "", "label": str(BOTTOM),
+        "pss_mb": own_rss_mb(), "cpu_pct": 0, "threads": 1, "disk_mb": 0.0, "limits": {},
     }  # fmt: skip
     labels = kernel.authority.labels
-    rows = [{**process.describe(), "label": str(_of(kernel, process))} for process in kernel.processes]
+    wanted = sorted((one for one in kernel.processes if one.pid > args.after), key=lambda one: one.pid)
+    rows = [{**process.describe(), "label": str(_of(kernel, process))} for process in wanted]
     said_by = join(_of(kernel, process) for process in kernel.processes if process.status)
-    request.call.reply({"processes": fitting([own, *rows])}, said_by, labels.source("processes", "proc.list", said_by))
+    shown = fitting([own, *rows] if args.after < 0 else rows)
+    following = shown[-1]["pid"] if wanted and shown[-1]["pid"] < wanted[-1].pid else 0
+    source = labels.source("processes", "proc.list", said_by)
+    request.call.reply({"processes": shown, "next": following}, said_by, source)
     return None
 
 
 def _of(kernel: Kernel, process: Process) -> Label:
     """What a process has seen; the gates and the core hold nothing of their own."""
+    if process.kind is Kind.CODE:
+        return kernel.code.projects.label(process.args["project"])
     return kernel.authority.labels.of(process.name) if process.manifest is not None else BOTTOM
 
 
 @syscall(protocol.Kill)
 def _kill(kernel: Kernel, request: Request, args: protocol.Kill) -> Result:  # noqa: ARG001
-    kernel.supervisor.stop(kernel.processes.get(args.pid), force=args.force)
+    process = kernel.processes.get(args.pid)
+    if process.kind is Kind.CODE:
+        kernel.code.kill(process)
+    else:
+        kernel.supervisor.stop(process, force=args.force)
     return {}
 
 
@@ -209,14 +225,16 @@ def _logs(kernel: Kernel, request: Request, args: protocol.Logs) -> Result:
     if ring is None:
         known = ", ".join(["kernel", *(one.name for one in kernel.processes), *ended])
         raise OpError(Code.NOT_FOUND, f"no process is called {args.name!r}", f"known: {known}")
-    lines = list(ring.lines)[-args.lines :]
-    while sum(len(line) for line in lines) > 40_000:  # what fits an answer; the newest matter most
-        lines = lines[len(lines) // 4 + 1 :]
+    came = ring.after(args.after or 0, args.since)
+    fit = itertools.accumulate(len(line.encode()) + 5 for line in (came if args.after is not None else reversed(came)))
+    count = min(args.lines, sum(size <= LOG_BYTES for size in fit))
+    lines = came[:count] if args.after is not None else came[len(came) - count :]
+    following = ring.count - (len(came) - count if args.after is not None else 0)
     label = kernel.authority.labels.last_of(process.name if process is not None and process.manifest else args.name)
     said_by = STRANGERS if ring is kernel.log_ring else label  # it repeats what callers called things
-    request.call.reply(
-        {"name": args.name, "lines": lines}, said_by, kernel.authority.labels.source(args.name, "proc.logs", said_by)
-    )
+    named = process.name if process is not None and ring is process.log else args.name
+    answer = {"name": named, "lines": lines, "next": following, "more": following < ring.count}
+    request.call.reply(answer, said_by, kernel.authority.labels.source(args.name, "proc.logs", said_by))
     return None
 
 
@@ -450,7 +468,9 @@ def _show_driver(kernel: Kernel, request: Request, args: protocol.ShowDriver) ->
             Code.NOT_FOUND, f"no driver is called {args.name!r}", f"installed: {', '.join(kernel.programs.drivers)}"
         )
     ops = {verb: msgspec.to_builtins(op) for verb, op in manifest.ops.items()}
-    answer = {**_driver(kernel, args.name), "manifest": msgspec.to_builtins(manifest), "ops": ops}
+    settings = {key: setting.get("default") for key, setting in manifest.settings.items()}
+    settings |= kernel.choices.settings(args.name)
+    answer = {**_driver(kernel, args.name), "manifest": msgspec.to_builtins(manifest), "ops": ops, "settings": settings}
     return _labelled(kernel, request, answer, kernel.authority.labels.of(args.name))
 
 
@@ -460,7 +480,7 @@ def _driver(kernel: Kernel, name: str) -> dict[str, Any]:
         "name": name,
         "version": manifest.version,
         "summary": manifest.summary,
-        "state": process.state.value if process is not None else "off",
+        "state": process.state.value if process is not None else "disabled" if name in kernel.choices.off else "off",
         "status": process.status if process is not None else "",
         "pid": process.pid if process is not None else 0,
         "ops": [f"{name}.{verb}" for verb in manifest.ops],

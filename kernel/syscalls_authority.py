@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from llmos.ipc import paths, protocol, wire
 from llmos.ipc.errors import Code, OpError
 from llmos.ipc.protocol import Effect
-from llmos.kernel import apps, launch
+from llmos.kernel import apps, launch, net
 from llmos.kernel.approvals import Answer, Approval
 from llmos.kernel.asking import Attempt
 from llmos.kernel.capability import USER, Capability, Right
@@ -41,6 +41,7 @@ def _grant(kernel: Kernel, request: Request, args: protocol.Grant) -> Result:
     right = _right(kernel, args.cap)
     if not args.holder.startswith("app:"):
         refuse_control(right)
+    net.refuse_others(right, driver=args.holder in kernel.programs.drivers)
     for held in kernel.caps.held(args.holder):
         if held.right.covers(right):
             return {"id": held.id, "cap": str(held.right)}
@@ -287,6 +288,7 @@ def _undo(kernel: Kernel, request: Request, args: protocol.RunUndo) -> Result:
     def done(ok: bool, answer: dict[str, Any], label: Label) -> None:
         source = kernel.authority.labels.source(op.partition(".")[0], op, label)
         if ok:
+            undo.done(args.id)
             call.reply(answer, label, source)
         else:
             undo.failed(args.id)
@@ -371,6 +373,8 @@ def _add_app(kernel: Kernel, request: Request, args: protocol.AddApp) -> Result:
     if server is None:
         raise OpError(Code.UNAVAILABLE, "the gate is not up yet", "try again in a moment")
     rights = [_right(kernel, text) for text in args.allow]
+    for right in rights:
+        net.refuse_others(right, driver=False)
     holder, old = apps.holder(args.name), kernel.apps.get(args.name)
     given: list[Capability] = []
     try:

@@ -5,11 +5,13 @@ op `undo(token)`. The kernel takes the field out of the result, remembers it her
 puts that number in its place.
 
 How the kernel calls it: `remember` when such a reply passes; `take` for `undo ID`, then the call it returns, with the *user's*
-authority and in the audit log; `failed` when that call fails, so that it can be tried again.
+authority and in the audit log; `done` or `failed` with its answer. Only what its driver has confirmed counts as undone: when the kernel
+dies in between it can be tried again, and an undo does no harm a second time (`drivers/AUTHORING.md`).
 """
 
 from __future__ import annotations
 
+import contextlib
 import secrets
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
@@ -46,11 +48,18 @@ class Undo:
         self._clock = clock
         self._store = store
         self._effects = {row["id"]: Undoable(**{k: v for k, v in row.items() if k != "kind"}) for row in store.load()}
+        self._under_way: set[str] = set()
 
     def __iter__(self) -> Iterator[Undoable]:
         """Those that can still be undone, newest first."""
         now = self._clock()
-        return iter([one for one in reversed(self._effects.values()) if not one.done and one.expires > now])
+        return iter(
+            [
+                one
+                for one in reversed(self._effects.values())
+                if not (one.done or one.id in self._under_way) and one.expires > now
+            ]
+        )
 
     def remember(self, holder: str, op: str, token: object) -> Undoable:
         """Raises `OpError(INVALID_ARGUMENT)` for a token that is none."""
@@ -68,7 +77,7 @@ class Undo:
         return effect
 
     def take(self, id: str) -> tuple[str, dict[str, str]]:  # noqa: A002
-        """The call that undoes it: its op and arguments. Once; raises `OpError` `NOT_FOUND`, `CONFLICT` (undone or too late)."""
+        """The call that undoes it: its op and arguments. Once; raises `OpError` `NOT_FOUND`, `CONFLICT` (undone, at it, or too late)."""
         effect = self._effects.get(id)
         if effect is None:
             raise OpError(Code.NOT_FOUND, f"no effect {id!r}", "see `llmosctl undo`")
@@ -76,13 +85,22 @@ class Undo:
             raise OpError(Code.CONFLICT, f"{id} ({effect.op}) has been undone already")
         if effect.expires <= self._clock():
             raise OpError(Code.CONFLICT, f"{id} ({effect.op}) is too long ago to be undone")
-        self._keep(replace(effect, done=True))
+        if id in self._under_way:
+            raise OpError(Code.CONFLICT, f"{id} ({effect.op}) is being undone already")
+        self._under_way.add(id)
         return f"{effect.op.partition('.')[0]}.undo", {"token": effect.token}
+
+    def done(self, id: str) -> None:  # noqa: A002
+        """Its driver has undone it. What cannot be written down counts until a restart."""
+        self._under_way.discard(id)
+        if id in self._effects:
+            self._effects[id] = replace(self._effects[id], done=True)
+            with contextlib.suppress(OpError):
+                self._keep(self._effects[id])
 
     def failed(self, id: str) -> None:  # noqa: A002
         """The reverse call did not succeed: it may be tried again."""
-        if id in self._effects:
-            self._keep(replace(self._effects[id], done=False))
+        self._under_way.discard(id)
 
     def _keep(self, effect: Undoable) -> None:
         self._store.save({"kind": "undo", **asdict(effect)})

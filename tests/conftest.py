@@ -11,6 +11,9 @@ from pathlib import Path
 
 import pytest
 
+collect_ignore_glob = ["packages/*"]
+"""Packages of their own: their tests run as their authors run them."""
+
 
 def _children() -> set[int]:
     """Processes that this one started and that are alive. Source: proc(5)."""

@@ -22,7 +22,6 @@ from typing import TYPE_CHECKING, Any
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import msgspec
-import structlog
 
 from llmos.ipc import log as logs
 from llmos.ipc import manifest as manifests
@@ -34,7 +33,9 @@ from llmos.userland.sdk import Client
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-log = structlog.get_logger()
+    import structlog
+
+log = logs.get_logger()
 
 
 class Config(msgspec.Struct, frozen=True):
@@ -43,8 +44,8 @@ class Config(msgspec.Struct, frozen=True):
     kind: str
     name: str
     manifest: Path
-    state: Path
     home: Path
+    state: Path = msgspec.field(default_factory=Path.cwd)
     args: dict[str, Any] = {}
     tz: str = ""
 
@@ -62,7 +63,7 @@ class Agent:
     """The user's home, for words only: nothing of it is visible here."""
     tz: str = ""
     """IANA name of the user's time zone; empty for the machine's."""
-    log: structlog.typing.FilteringBoundLogger = field(default_factory=structlog.get_logger)
+    log: structlog.typing.FilteringBoundLogger = field(default_factory=logs.get_logger)
 
     def emit(self, **data: Any) -> None:
         """Tells whoever waits for the agent how it is doing; blocks while they are slow to read."""
@@ -117,7 +118,15 @@ def run_agent(client: Client, config: Config) -> OpError | None:
 
 
 def main() -> int:
-    """0 when the agent returned, 1 when it failed or lost the system."""
+    """0 when the agent returned, 1 when it failed or lost the system.
+
+    A jail that was made before its agent was known imports the modules that are its arguments, and learns the rest of its environment, as
+    JSON, from standard input.
+    """
+    for module in sys.argv[1:]:
+        importlib.import_module(module)
+    if "LLMOS_CONFIG" not in os.environ:
+        os.environ.update(msgspec.json.decode(sys.stdin.buffer.read() or b"{}", type=dict[str, str]))
     try:
         config = msgspec.json.decode(os.environ["LLMOS_CONFIG"], type=Config, dec_hook=lambda kind, value: kind(value))
     except (KeyError, msgspec.MsgspecError) as error:

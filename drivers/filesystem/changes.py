@@ -17,8 +17,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
-import structlog
-
 from llmos.drivers.filesystem import tree
 from llmos.drivers.filesystem.areas import Area, parent_in, refusal, shown
 from llmos.drivers.filesystem.atomic import (
@@ -34,6 +32,7 @@ from llmos.drivers.filesystem.atomic import (
 )
 from llmos.drivers.filesystem.backups import Backups, Effect, State
 from llmos.drivers.sdk import Call, Code, OpError
+from llmos.ipc import log as logs
 
 MAX_WAIT_S = 600.0
 """Seconds that a change without a deadline waits for the one before it."""
@@ -41,7 +40,7 @@ MAX_WAIT_S = 600.0
 _OTHER = Content(secrets.token_bytes(32))
 """Stands for what is no file that this driver would touch: equal to nothing."""
 
-log = structlog.get_logger()
+log = logs.get_logger()
 
 
 class Changes:

@@ -1,7 +1,7 @@
 """The jail from the command line, for llmosctl, which must not import the kernel, and for trying things out.
 
 python -m llmos.kernel.jail probe [-o json]
-python -m llmos.kernel.jail run [--read PATH]… [--write PATH]… [--env NAME=VALUE]… [--timeout S] -- -m MODULE ARGS…
+python -m llmos.kernel.jail run [--read PATH]… [--write PATH]… [--env NAME[=VALUE]]… [--network] [--timeout S] -- -m MODULE ARGS…
 
 `run` passes standard input, output and error through and ends with the module's exit status: 124 when its time was
 up, 125 when there was no jail for it, 128 + n when signal n ended it.
@@ -10,7 +10,10 @@ up, 125 when there was no jail for it, 128 + n when signal n ended it.
 from __future__ import annotations
 
 import argparse
+import ctypes
 import json
+import os
+import signal
 import subprocess
 import sys
 from dataclasses import asdict
@@ -23,13 +26,15 @@ from llmos.kernel.jail.process import spawn
 _TIMED_OUT = 124
 _NOT_CLOSED = 125
 _USAGE = 2
+_PR_SET_PDEATHSIG = 1
 
 
 def _assignment(text: str) -> tuple[str, str]:
+    """`NAME=VALUE`; or `NAME`, whose value in this process's environment nobody sees in the list of processes."""
     name, equals, value = text.partition("=")
-    if not name or not equals:
-        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=VALUE")
-    return name, value
+    if not name or (not equals and name not in os.environ):
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=VALUE, and no variable that is set")
+    return name, value if equals else os.environ[name]
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -43,11 +48,13 @@ def _parser() -> argparse.ArgumentParser:
         "--write", type=Path, action="append", default=[], metavar="PATH", help="may be written; 1st is cwd"
     )
     run.add_argument("--path", type=Path, action="append", default=[], metavar="DIR", help="import from here too")
-    run.add_argument("--env", type=_assignment, action="append", default=[], metavar="NAME=VALUE")
+    run.add_argument("--env", type=_assignment, action="append", default=[], metavar="NAME[=VALUE]")
+    run.add_argument("--network", action="store_true", help="keep the host's network")
     run.add_argument("--memory", type=int, default=Limits().address_space, metavar="BYTES", help="of address space")
     run.add_argument("--file-size", type=int, default=Limits().file_size, metavar="BYTES", help="of the largest file")
     run.add_argument("--timeout", type=float, metavar="SECONDS", help="kill it after this long")
     run.add_argument("--tier", type=Tier, choices=list(Tier), default=Tier.A, help="the weakest jail acceptable")
+    run.add_argument("--die-with-parent", type=int, metavar="PID", help="end when this process, its parent, has")
     run.add_argument("target", nargs=argparse.REMAINDER, metavar="-- -m MODULE ARGS")
     return parser
 
@@ -77,6 +84,8 @@ def _run(options: argparse.Namespace) -> int:
     if len(target) < 2 or target[0] != "-m":
         print("error[usage]: what to run must be given as -- -m MODULE ARGS…", file=sys.stderr)
         return _USAGE
+    if options.die_with_parent is not None and not _tied_to(options.die_with_parent):
+        return 128 + signal.SIGKILL
     try:
         report = probe()
         report.require(options.tier)
@@ -85,6 +94,7 @@ def _run(options: argparse.Namespace) -> int:
             write=tuple(path.resolve() for path in options.write),
             path=tuple(path.resolve() for path in options.path),
             env=dict(options.env),
+            network=options.network,
             limits=Limits(address_space=options.memory, file_size=options.file_size),
             tier=options.tier,
         )
@@ -104,6 +114,13 @@ def _run(options: argparse.Namespace) -> int:
         jailed.kill()
         jailed.wait()
     return status if status >= 0 else 128 - status
+
+
+def _tied_to(parent: int) -> bool:
+    """Be killed when the parent ends, and the jail with us; False when it has ended already. Source: prctl(2)."""
+    if sys.platform == "linux":  # elsewhere the jail outlives a parent that is killed, until its time is up
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, ctypes.c_ulong(signal.SIGKILL), 0, 0, 0)
+    return os.getppid() == parent
 
 
 def _refused(error: JailError) -> int:

@@ -62,6 +62,8 @@ class Limits:
 
     address_space: int | None = 4 << 30
     """Bytes of virtual memory (RLIMIT_AS), per process."""
+    data: int | None = None
+    """Bytes of memory of its own that it may write to (RLIMIT_DATA), per process: closer to what is used than virtual memory."""
     open_files: int | None = 256
     """File descriptors, per process."""
     processes: int | None = 256
@@ -106,5 +108,9 @@ class Policy:
     """Whether it may start processes; threads are always allowed."""
     allow_exec: bool = False
     """Whether it may run other programs (those of the system and the interpreter; nothing it can write)."""
+    allow_memfd: bool = True
+    """Whether it may make files in memory, which no limit counts."""
+    bare: bool = False
+    """Plain Python: without llmos (in tier A; elsewhere its code can be seen)."""
     tier: Tier = Tier.A
     """The weakest jail acceptable: a jail below it is refused, never weakened silently."""

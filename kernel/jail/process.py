@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 INSTALL_BUBBLEWRAP = "install bubblewrap 0.8 or newer, for example: sudo apt-get install bubblewrap"
 
 _ENVIRONMENT = {"PATH": "/usr/local/bin:/usr/bin:/bin", "LANG": "C.UTF-8"}
-_KEPT_ENVIRONMENT = ("TZ",)
+_KEPT_ENVIRONMENT = ("TZ", "LLMOS_RUN")  # LLMOS_RUN: whose jail it is, for `guard.py`
 _ENFORCED_ENVIRONMENT = {"ORT_DISABLE_TELEMETRY": "1"}
 _LANDLOCK_MINIMUM = {Tier.A: 6, Tier.B: 1, Tier.C: 1}
 _UCRED = struct.Struct("@iII")  # struct ucred: pid, uid, gid
@@ -71,6 +71,11 @@ class Jailed:
     def pid(self) -> int | None:
         """Host pid of the module's process; None before `started` has returned."""
         return self._outcome.pid if isinstance(self._outcome, Started) else None
+
+    @property
+    def monitor(self) -> int:
+        """Host pid of the process that `spawn` started: everything in the jail is, or descends from, it."""
+        return self._process.pid
 
     @property
     def stdin(self) -> IO[bytes] | None:
@@ -123,6 +128,11 @@ class Jailed:
         # It ended without a word: bubblewrap failed, or the interpreter did not come up. Either has said why on stderr.
         return JailError("the jail could not be built; the reason is on its standard error", "")
 
+    @property
+    def init(self) -> int | None:
+        """Host pid of the process with which everything in the jail ends; None before `started` has returned, or without mounts."""
+        return self._init
+
     def poll(self) -> int | None:
         """The exit status, None while it runs: 0..255, or a negative signal number."""
         status = self._process.poll()
@@ -131,6 +141,11 @@ class Jailed:
     def wait(self, timeout: float | None = None) -> int:
         """Wait for its end and return the exit status as `poll` does. Raises subprocess.TimeoutExpired."""
         status = self._process.wait(timeout)
+        if self._mounts and self._outcome is None and not self._has_started():
+            # A monitor that was killed while it built the jail leaves its child waiting for it for ever, in a group that is still theirs.
+            with suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)
+            self._outcome = self._outcome or JailError("it ended before its jail was closed")
         self._status.close()
         return self._own_status(status)
 
@@ -154,7 +169,11 @@ class Jailed:
             if not self._mounts:
                 os.killpg(self._process.pid, signal.SIGKILL)
             else:
-                self._has_started()
+                if (
+                    not self._has_started()
+                ):  # the child that bubblewrap's monitor has not let go yet would wait for ever
+                    with suppress(ProcessLookupError):
+                        os.killpg(self._process.pid, signal.SIGKILL)
                 # Killing the monitor ends the jail too, but only some time after `wait` has returned.
                 os.kill(self._init or self.pid or self._process.pid, signal.SIGKILL)
 
@@ -175,8 +194,11 @@ def spawn(
     stdin: int | IO[bytes] | None = subprocess.DEVNULL,
     stdout: int | IO[bytes] | None = None,
     stderr: int | IO[bytes] | None = None,
+    prefix: Sequence[str] = (),
 ) -> Jailed:
     """Run `python -m module args…` in a jail made of `layers`; does not wait for it.
+
+    `prefix` is a command that executes the rest in place.
 
     `pass_fds` keep their numbers inside; all others are closed. `layers` is what `probe` found. Call from a thread
     that outlives the jail: Linux ends the jail when the thread that started it ends.
@@ -215,7 +237,7 @@ def spawn(
                 fds.append(options_fd)
                 command = [_bubblewrap(), "--args", str(options_fd), "--", *command]
             process = subprocess.Popen(
-                command,
+                [*prefix, *command],
                 stdin=stdin,
                 stdout=stdout,
                 stderr=stderr,
@@ -244,6 +266,7 @@ def _settings(policy: Policy, module: str, args: Sequence[str], layers: frozense
                 own_mounts=mounts,
                 own_pids=not policy.share_pid,
                 network=policy.network,
+                memfd=policy.allow_memfd,
             )
         except KeyError:
             raise JailError(f"the system calls of {machine} are not known here; x86_64 and aarch64 are") from None
@@ -272,6 +295,7 @@ def _limits(limits: Limits, *, shared_user: bool) -> list[tuple[int, int, int]]:
 
     wanted: dict[int, int | None] = {
         resource.RLIMIT_AS: limits.address_space,
+        resource.RLIMIT_DATA: limits.data,
         resource.RLIMIT_NOFILE: limits.open_files,
         resource.RLIMIT_NPROC: limits.processes,
         resource.RLIMIT_FSIZE: limits.file_size,

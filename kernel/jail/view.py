@@ -205,9 +205,12 @@ def bubblewrap(policy: Policy, *, privileged: bool) -> list[str]:
             arguments += ["--symlink", str(path.readlink()), str(path)]
         else:
             arguments += _read_only(path)
-    own = (*interpreter(), *packages())
+    own = (*interpreter(), *(() if policy.bare else packages()))
     for path in own:
         arguments += _read_only(path)
+    for path in packages() if policy.bare else ():
+        if _inside(path, (*own, *granted, *_existing(_SYSTEM))):
+            arguments += ["--tmpfs", str(path), "--remount-ro", str(path)]
     parts = kernel_parts(policy)
     if parts or _inside(KERNEL, (*own, *granted)):
         arguments += ["--tmpfs", str(KERNEL)]
@@ -237,7 +240,8 @@ def landlock(policy: Policy, *, mounts: bool) -> list[tuple[str, str]]:
     """The rules of Landlock: path and kind of access (`read`, `run`, `write`). Everything else is denied."""
     run = "run" if policy.allow_exec else "read"
     rules = [(path, run) for path in (*_existing(_SYSTEM), *interpreter())]
-    rules += [(path, "read") for path in (*packages(), *kernel_parts(policy), *policy.path, *policy.read)]
+    own = () if policy.bare else packages()
+    rules += [(path, "read") for path in (*own, *kernel_parts(policy), *policy.path, *policy.read)]
     rules += [(path, "read") for path in (*_configuration(policy), *_existing(_PROCESSORS))]
     rules += [(Path(path), kind) for path, kind in _DEVICES.items()]
     rules += [(path, "write") for path in policy.write]

@@ -18,8 +18,8 @@ from llmos.ipc.connection import Connection
 
 
 @contextmanager
-def booted(*, models: bool, told: dict[str, Any] | None = None) -> Iterator[Connection]:
-    """A connection as the user. `told` takes what the kernel said when it was ready."""
+def booted(*, models: bool, told: dict[str, Any] | None = None, log: Path | None = None) -> Iterator[Connection]:
+    """A connection as the user. `told` takes what the kernel said when it was ready; its log goes to the file `log`."""
     store = paths.models_dir()
     with tempfile.TemporaryDirectory() as directory:
         home = Path(directory) / "user"
@@ -31,7 +31,8 @@ def booted(*, models: bool, told: dict[str, Any] | None = None) -> Iterator[Conn
         }
         read, write = os.pipe()
         command = [sys.executable, "-m", "llmos.kernel", "--home", str(home), "--ready-fd", str(write)]
-        kernel = subprocess.Popen(command, env=environment, pass_fds=(write,), stderr=subprocess.DEVNULL)
+        with (log or Path(os.devnull)).open("ab") as stderr:
+            kernel = subprocess.Popen(command, env=environment, pass_fds=(write,), stderr=stderr)
         os.close(write)
         try:
             with os.fdopen(read, "rb") as stream:

@@ -31,6 +31,8 @@ class System:
         self.home = root / "user"
         self.home.mkdir()
         self.environment = {**os.environ, "LLMOS_HOME": str(root / "os"), "LLMOS_MODELS": str(root / "no-models")}
+        self.params: dict[str, Any] = {}
+        """Limits of `llmos.kernel.params` that are to be others, shorter times above all."""
         self.process: subprocess.Popen[bytes] | None = None
         self._connections: list[Connection] = []
 
@@ -41,7 +43,11 @@ class System:
     def start(self, *flags: str) -> dict[str, Any]:
         """Boot; what the kernel said on its ready descriptor."""
         read, write = os.pipe()
-        command = [sys.executable, "-m", "llmos.kernel", "--home", str(self.home), "--ready-fd", str(write), *flags]
+        kernel = ["-m", "llmos.kernel"]
+        if self.params:
+            changes = "; ".join(f"params.{name} = {value!r}" for name, value in self.params.items())
+            kernel = ["-c", f"import sys; from llmos.kernel import main, params; {changes}; sys.exit(main.main())"]
+        command = [sys.executable, *kernel, "--home", str(self.home), "--ready-fd", str(write), *flags]
         with (self.root / "kernel.log").open("ab") as log:
             self.process = subprocess.Popen(command, env=self.environment, pass_fds=(write,), stderr=log)
         os.close(write)

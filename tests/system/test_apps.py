@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import sqlite3
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -184,6 +186,16 @@ def test_keys_and_grants_outlive_the_kernel(running: System) -> None:
     assert connection.call("sys.status")["counts"]["apps"] == 1
     assert connection.badge == "app:faithful"
     connection.close()
+
+
+def test_a_kill_while_an_app_is_removed_leaves_no_grants(running: System) -> None:
+    """Its key is gone, so is what was granted to it: the next app of that name inherits nothing."""
+    let_in(running, "leaving", "sys.read")
+    running.stop(kill=True)
+    with closing(sqlite3.connect(Path(running.environment["LLMOS_HOME"]) / "journal.db")) as journal, journal:
+        journal.execute("delete from kept where part = 'app' and id = 'leaving'")  # as far as a removal came
+    assert running.start()["ready"]
+    assert running.connect().call("perm.list", {"holder": "app:leaving"})["caps"] == []
 
 
 @pytest.mark.parametrize("name", ["filesystem", "user", "kernel"])

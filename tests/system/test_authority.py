@@ -416,10 +416,27 @@ def test_everything_comes_back_after_a_kill(fresh: System) -> None:
     assert "error" not in run(fresh, READ, {"op": SEND, "args": {"to": EVE, "text": "y"}})[1]
 
 
-def given(connection: Connection) -> set[tuple[str, str]]:
-    """What the user granted to the driver."""
+def test_an_id_names_one_grant_for_ever(fresh: System) -> None:
+    """What was taken back before a restart is not found after it, whatever has been given since."""
+    user = fresh.connect()
+    gone = user.call("perm.grant", {"holder": "scripted", "cap": "post.read"})["id"]
+    user.call("perm.revoke", {"id": gone})
+    fresh.stop(kill=True)
+    assert fresh.start()["ready"], fresh.log()
+    user = fresh.connect()
+    given_since = [
+        user.call("perm.grant", {"holder": "scripted", "cap": f"post.send(to={n}@x.example)"}) for n in range(3)
+    ]
+    assert gone not in {one["id"] for one in given_since}
+    with pytest.raises(OpError) as caught:
+        user.call("perm.revoke", {"id": gone})
+    assert caught.value.code is Code.NOT_FOUND
+
+
+def given(connection: Connection) -> list[dict[str, Any]]:
+    """What the user granted to the driver, and the chain that it hangs on."""
     caps = connection.call("perm.list", {"holder": "post"})["caps"]
-    return {(cap["id"], cap["cap"]) for cap in caps if cap["origin"] == "granted by user"}
+    return [connection.call("perm.why", {"id": cap["id"]}) for cap in caps if cap["origin"] == "granted by user"]
 
 
 def test_a_changed_row_of_the_audit_log_is_named(fresh: System) -> None:

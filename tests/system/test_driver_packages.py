@@ -103,7 +103,7 @@ def test_a_package_cannot_say_that_it_comes_with_the_system(running: System, tmp
     rows = running.connect().call("proc.list")["processes"]
     assert next(row["label"] for row in rows if row["name"] == "weather") == "untrusted {weather}"
     marker = tmp_path / "ran"
-    place = next((Path(running.environment["LLMOS_HOME"]) / "packages").glob("*"))
+    place = next((Path(running.environment["LLMOS_HOME"]) / "packages").glob("[!.]*"))
     (place / "evil.pth").write_text(f"import pathlib; pathlib.Path({str(marker)!r}).touch()")
     running.connect().call("driver.scan")
     llmosctl(running, "driver", "ls")

@@ -12,6 +12,7 @@ import struct
 import subprocess
 import sys
 import textwrap
+import time
 import venv
 from collections.abc import Callable
 from pathlib import Path
@@ -263,6 +264,22 @@ def test_kill_leaves_nobody(program: Program) -> None:
     assert jailed.wait(TIMEOUT_S) == -signal.SIGKILL
     assert closed(reader, within=0)
     os.close(reader)
+
+
+def test_a_monitor_that_is_killed_while_it_builds_leaves_nobody(program: Program) -> None:
+    """At whatever moment: nobody is left who could still write to the jails' output."""
+    policy = Policy(path=(program("import time; time.sleep(60)"),))
+    read, write = os.pipe()
+    for number in range(100):
+        jailed = spawn(policy, "program", stdout=write, stderr=subprocess.DEVNULL)
+        time.sleep(0.00008 * number)
+        os.kill(jailed._process.pid, signal.SIGKILL)
+        jailed.wait(TIMEOUT_S)
+        assert jailed.wait(0) == -signal.SIGKILL
+    os.close(write)
+    with os.fdopen(read, "rb") as output:
+        assert select.select([output], [], [], TIMEOUT_S)[0], "somebody is left"
+        assert output.read() == b""
 
 
 def test_the_end_of_the_module_ends_the_jail(program: Program) -> None:

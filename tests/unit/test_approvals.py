@@ -239,6 +239,16 @@ def test_rules_can_be_taken_back(desk: Desk) -> None:
     assert desk.inbox.covered(CALL) is None
 
 
+def test_a_rule_for_one_run_ends_with_the_kernel(desk: Desk) -> None:
+    """No agent outlives it, so nobody would ever take the rule back; what was said of an app or a driver stays."""
+    app = replace(CALL, holder="app:notes", program="app:notes", task="app:notes")
+    for asked in (CALL, app):
+        desk.inbox.answer(desk.inbox.request(asked).id, Answer.TASK, "user")
+    desk.boot()
+    assert [rule.program for rule in desk.inbox.rules] == ["app:notes"]
+    assert desk.inbox.covered(app) is not None
+
+
 def test_the_end_of_a_task_settles_what_waits(desk: Desk) -> None:
     """Nobody is asked on behalf of who is gone, and an approval it did not use is nobody's."""
     pending = desk.inbox.request(CALL)
@@ -303,16 +313,28 @@ def test_nobody_floods_the_inbox(desk: Desk, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_an_effect_is_undone_once(desk: Desk) -> None:
-    """The reverse call names the driver and its token; it can be tried again only if it failed, before and after a restart."""
+    """The reverse call names the driver and its token; it can be tried again if it failed, and not once it is done or under way."""
     undo = Undo(lambda: desk.now, desk.disk)
     effect = undo.remember("a#1", "filesystem.write", "tok")
-    assert undo.take(effect.id) == ("filesystem.undo", {"token": "tok"})
-    assert code(lambda: undo.take(effect.id)) is Code.CONFLICT
+    for _ in range(2):
+        assert undo.take(effect.id) == ("filesystem.undo", {"token": "tok"})
+        assert code(lambda: undo.take(effect.id)) is Code.CONFLICT
+        assert not list(undo)
+        undo.failed(effect.id)
+    undo.take(effect.id)
+    undo.done(effect.id)
+    for later in (undo, Undo(lambda: desk.now, desk.disk)):
+        assert code(lambda later=later: later.take(effect.id)) is Code.CONFLICT
+        assert code(lambda later=later: later.take("u0")) is Code.NOT_FOUND
+
+
+def test_what_was_being_undone_at_a_kill_can_be_undone(desk: Desk) -> None:
+    """Nobody knows whether its driver got to it, and an undo does no harm a second time."""
+    effect = Undo(lambda: desk.now, desk.disk).remember("a#1", "filesystem.write", "tok")
+    Undo(lambda: desk.now, desk.disk).take(effect.id)
     again = Undo(lambda: desk.now, desk.disk)
-    assert code(lambda: again.take(effect.id)) is Code.CONFLICT
-    again.failed(effect.id)
+    assert [one.id for one in again] == [effect.id]
     assert again.take(effect.id) == ("filesystem.undo", {"token": "tok"})
-    assert code(lambda: again.take("u0")) is Code.NOT_FOUND
 
 
 def test_what_is_too_long_ago_is_not_undone(desk: Desk) -> None:

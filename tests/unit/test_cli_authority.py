@@ -679,7 +679,7 @@ def test_words(cap: str, said: str) -> None:
 def test_every_right_of_the_kernel_has_its_words() -> None:
     """No syscall's right is told as a formula, none that the kernel looks for besides, and no shipped manifest's request either."""
     wanted = {call.RIGHT for call in protocol.SYSCALLS.values() if call.RIGHT is not None}
-    wanted |= {"label.trust", "app.call", "fs.read", "fs.write", "*.*"}
+    wanted |= {"label.trust", "app.call", "fs.read", "fs.write", "net.connect", "*.*"}
     assert wanted == set(words._SAID)
     assert len(set(words._SAID.values())) == len(words._SAID)
     asked = Permissions(read=["~/a"], write=["~/b"], calls=["llm.embed"]).capabilities()

@@ -207,6 +207,7 @@ def test_uninstall_looks_asks_and_removes(weather: Path, kernel: Any, capsys: py
     kernel.answers["driver.scan"] = lambda _: {"added": [], "changed": [], "removed": ["weather"], "broken": {}}
     kernel.answers["perm.list"] = lambda _: {"caps": [{"id": "c7"}], "requests": []}
     kernel.answers["perm.revoke"] = lambda _: {"revoked": 1}
+    kernel.answers["driver.forget"] = lambda _: {}
     assert main.run(["driver", "uninstall", "nothing"]) == 3
     assert main.run(["driver", "uninstall", "weather"]) == 5
     assert "llmos-weather 2, which holds weather" in capsys.readouterr().err
@@ -215,6 +216,7 @@ def test_uninstall_looks_asks_and_removes(weather: Path, kernel: Any, capsys: py
     assert not weather.exists()
     assert [op for op, _ in kernel.log].count("driver.scan") == 1
     assert ("perm.revoke", {"id": "c7"}) in kernel.log
+    assert ("driver.forget", {"name": "weather"}) in kernel.log
 
 
 def test_packages_while_the_system_is_down(
@@ -222,7 +224,7 @@ def test_packages_while_the_system_is_down(
 ) -> None:
     """They come and go all the same, and it is said what that means."""
     monkeypatch.delenv("LLMOS_BUS", raising=False)
-    monkeypatch.setattr(packages, "install", lambda _: packages.find("weather"))
+    monkeypatch.setattr(packages, "install", lambda _, report: packages.find("weather"))
     assert main.run(["driver", "install", "llmos-weather", "-y"]) == 0
     err = capsys.readouterr().err
     assert "starts with the next `llmosctl up`" in err

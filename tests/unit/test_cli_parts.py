@@ -8,12 +8,10 @@ from typing import Any
 
 import pytest
 import typer
-from hypothesis import given
-from hypothesis import strategies as st
 
 from llmos.ipc import protocol
 from llmos.ipc.connection import Unreachable
-from llmos.userland.cli import arguments, failure, main, output, process, words
+from llmos.userland.cli import arguments, failure, main, output, words
 from llmos.userland.sdk import Code, OpError
 
 
@@ -108,21 +106,6 @@ def test_record_formats(capsys: pytest.CaptureFixture[str]) -> None:
     assert [json.loads(line)["n"] for line in capsys.readouterr().out.splitlines()] == [1, 2]
     output.record(found, output.Format.TABLE)
     assert capsys.readouterr().out.splitlines() == ["TITLE  N", "é      1", "b      2", "next  c"]
-
-
-LINES = st.lists(st.sampled_from("abc"), max_size=12)
-
-
-@given(old=LINES, new=LINES, kept=st.integers(1, 20))
-def test_followed_log_loses_nothing(old: list[str], new: list[str], kept: int) -> None:
-    """What a follower prints of a later tail is the end of the log, never more than came; unless it wrapped, no less."""
-    seen, now = old[-kept:], (old + new)[-kept:]
-    came = process.fresh(seen, now)
-    assert now[len(now) - len(came) :] == came
-    assert process.fresh(["a", "x"], ["a", "x", "b", "x"]) == ["b", "x"]
-    distinct = [f"{n}{line}" for n, line in enumerate(old + new)]
-    seen, now = distinct[: len(old)][-kept:], distinct[-kept:]
-    assert process.fresh(seen, now) == distinct[len(old) :][-kept:]
 
 
 def _leaves(command: Any, path: tuple[str, ...] = ()) -> list[tuple[str, Any]]:

@@ -15,11 +15,9 @@ import pytest
 KILLED = """
 import json, os, shutil, signal, sys
 from pathlib import Path
-import structlog
 from llmos.drivers.filesystem.driver import Filesystem
 from llmos.drivers.sdk import Call, DriverEnv, OpError
 
-structlog.configure(logger_factory=structlog.ReturnLoggerFactory())
 change, top = sys.argv[1], Path(sys.argv[2])
 WATCHED = tuple(f"/filesystem/{name}.py" for name in ("atomic", "backups", "changes", "tree"))
 notes, state = top / "notes", top / "state"

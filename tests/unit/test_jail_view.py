@@ -215,3 +215,15 @@ def test_where_linux_counts_the_whole_user_the_limit_is_on_top() -> None:
 
     (row,) = [row for row in process._limits(Limits(processes=3), shared_user=True) if row[0] == resource.RLIMIT_NPROC]
     assert row[1] > 3
+
+
+def test_plain_python_is_without_llmos(place: Path) -> None:
+    """Neither mount nor rule shows any of its packages; what lies inside of the interpreter's directories is covered."""
+    policy = Policy(write=(place,), bare=True)
+    shown = {words[1] for words in mounts(policy) if words[0] == "--ro-bind"}
+    ruled = {path for path, _ in view.landlock(policy, mounts=True)}
+    covered = {words[1] for words in mounts(policy) if words[0] == "--tmpfs"}
+    for package in map(str, view.packages()):
+        inside = any(Path(package).is_relative_to(path) for path in shown)
+        assert package not in shown | ruled
+        assert (package in covered) == inside

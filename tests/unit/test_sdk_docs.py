@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 import re
-import sys
 from pathlib import Path
 from typing import Any
 
-import pytest
 import typer.main
 
 from llmos.drivers import hooks
-from llmos.drivers.host import DriverHost
-from llmos.drivers.sdk import Call, DriverEnv
-from llmos.ipc.errors import OpError
-from llmos.ipc.manifest import DriverManifest, Op, load_agent, load_driver
+from llmos.ipc.manifest import DriverManifest, Op, load_agent
 from llmos.userland.cli import failure, main
 
 ROOT = Path(__file__).parents[2]
@@ -25,51 +20,6 @@ USERLAND = (ROOT / "userland" / "README.md").read_text()
 def _block(page: str, language: str, holding: str) -> str:
     blocks = re.findall(rf"```{language}\n(.*?)```", page, re.DOTALL)
     return next(str(block) for block in blocks if holding in block)
-
-
-def test_driver_example_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The guide's smallest driver fits its manifest and answers."""
-    package = tmp_path / "weather"
-    package.mkdir()
-    (package / "__init__.py").touch()
-    (package / "manifest.toml").write_text(_block(AUTHORING, "toml", "weather"))
-    (package / "driver.py").write_text(_block(AUTHORING, "python", "class Weather"))
-    (tmp_path / "log.csv").write_text("12 C\n14 C\n")
-    monkeypatch.syspath_prepend(str(tmp_path))
-    host = DriverHost(load_driver(package / "manifest.toml"))
-    host.setup(DriverEnv(state=tmp_path, home=tmp_path, roots=(tmp_path,)))
-    assert host.methods["latest"](Call(), k=1)["items"] == [{"uid": "0", "text": "14 C"}]
-    host.close()
-    del sys.modules["weather"], sys.modules["weather.driver"]
-
-
-def test_undo_example_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The guide's driver with an undo and a preview fits its manifest, and does what the guide says of it; so do its topics load."""
-    package = tmp_path / "stations"
-    package.mkdir()
-    (package / "__init__.py").touch()
-    head = 'name = "stations"\nversion = "1"\nsummary = "x"\nentry = "stations.driver:Stations"\n'
-    tables = _block(AUTHORING, "toml", "[ops.rename]") + _block(AUTHORING, "toml", "durable").replace(
-        "weather", "stations"
-    )
-    (package / "manifest.toml").write_text(head + tables)
-    code = "import json\nfrom typing import Any\n" + _block(AUTHORING, "python", "class Stations")
-    (package / "driver.py").write_text(code)
-    monkeypatch.syspath_prepend(str(tmp_path))
-    host = DriverHost(load_driver(package / "manifest.toml"))
-    host.setup(DriverEnv(state=tmp_path, home=tmp_path))
-    args = {"station": "1", "name": "Orchard"}
-    shown = host.methods["preview"](Call(), op="rename", args=args)
-    assert shown == {"preview": "station 1: Garden becomes Orchard"}
-    token = host.methods["rename"](Call(), **args)["undo"]
-    host.methods["undo"](Call(), token=token)
-    assert host.driver.names == {"1": "Garden"}  # type: ignore[attr-defined]
-    with pytest.raises(OpError, match="since"):
-        host.methods["undo"](Call(), token=token)
-    assert host.manifest.topics["stations.storm"].durable
-    assert host.manifest.topics["stations.latest"].retain
-    host.close()
-    del sys.modules["stations"], sys.modules["stations.driver"]
 
 
 def test_every_field_of_a_manifest_is_documented() -> None:

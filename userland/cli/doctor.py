@@ -70,6 +70,7 @@ def checks() -> Iterator[Check]:
     """All of them, in the order a new machine meets them."""
     yield _python()
     yield from _sandbox()
+    yield _limits()
     yield _disk()
     yield from _providers()
     yield from _models()
@@ -98,6 +99,15 @@ def _sandbox() -> Iterator[Check]:
         ),
     }
     yield Check(said[report["tier"]][0], "sandbox", *said[report["tier"]][1:])
+
+
+def _limits() -> Check:
+    report, trouble = _try("llmos.kernel.cgroup")
+    if report is not None and report["works"]:
+        return Check("ok", "limits", f"held by control groups: {report['reason']}")
+    why = trouble if report is None else report["reason"]
+    hint = "log in through systemd, or `loginctl enable-linger`, so that Linux itself holds them"
+    return Check("warn", "limits", f"looked after every few seconds; no control groups ({why})", hint)
 
 
 def _disk() -> Check:

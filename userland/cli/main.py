@@ -14,6 +14,7 @@ from llmos.userland.cli import (
     ask,
     audit,
     call,
+    code,
     doctor,
     driver,
     event,
@@ -22,6 +23,7 @@ from llmos.userland.cli import (
     perm,
     process,
     system,
+    top,
     undo,
     why,
 )
@@ -43,9 +45,9 @@ def options(output: Output = Format.TABLE) -> None:
     """An operating system for local language models."""
 
 
-for part in (system, doctor, ask, process, call, approval, undo, why):
+for part in (system, doctor, ask, process, top, call, approval, undo, why):
     part.add_to(app)
-for noun in (model, driver, app_key, perm, approval, audit, event):
+for noun in (model, driver, app_key, perm, approval, audit, event, code):
     app.add_typer(noun.app)
 
 

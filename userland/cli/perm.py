@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Annotated, Any
 
 import typer
@@ -104,10 +104,10 @@ def grant(
     rows(granted, [Column("id"), _Cap], output, f"nothing was granted to {holder}")
 
 
-def offer(client: Client, holder: str, yes: bool) -> None:
-    """Show what a program asks for, one by one, and grant what is agreed to."""
+def offer(client: Client, holder: str, yes: bool, known: Collection[str] = ()) -> None:
+    """Show what a program asks for, one by one, but what is `known`, and grant what is agreed to."""
     for cap in (row["cap"] for row in open_requests(client.call("perm.list", holder=holder, timeout=5)["requests"])):
-        if _agreed(holder, cap, yes):
+        if cap not in known and _agreed(holder, cap, yes):
             client.call("perm.grant", {"holder": holder, "cap": cap}, timeout=5)
 
 

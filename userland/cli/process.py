@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import time
 from typing import Annotated, Any
 
 import typer
 
 from llmos.ipc.connection import Unreachable
+from llmos.ipc.errors import Code, OpError
 from llmos.userland import profiles
 from llmos.userland.cli import arguments, failure, perm, question, session, system, words
 from llmos.userland.cli.output import Column, Format, Output, as_json, line_json, note, record, rows
@@ -23,8 +25,10 @@ COLUMNS = (
     Column("kind"),
     Column("state"),
     Column("up", lambda row: system.since(row["started"]), right=True),
-    Column("mb", lambda row: f"{row['rss_mb']:.0f}", right=True),
+    Column("mb", lambda row: f"{memory(row):.0f}", right=True),
     Column("cpu", lambda row: f"{row['cpu_s']:.1f} s", right=True),
+    Column("%", lambda row: row.get("cpu_pct", 0), right=True),
+    Column("disk", lambda row: f"{row.get('disk_mb', 0):.0f}", right=True),
     Column("calls", right=True),
     Column("restarts", right=True),
     Column("status"),
@@ -35,12 +39,33 @@ def add_to(app: typer.Typer) -> None:
     app.command(epilog="Example: llmosctl ps -o json")(ps)
     app.command(epilog="Example: llmosctl spawn assistant question='what did I read?' --wait")(spawn)
     app.command(epilog="Example: llmosctl kill 5")(kill)
-    app.command(epilog="Example: llmosctl logs browser_history -n 50 -f")(logs)
+    app.command(epilog="Example: llmosctl logs browser_history -n 50 -f --since 10m")(logs)
 
 
 def ps(output: Output = Format.TABLE) -> None:
-    """List the processes of the system."""
-    rows(session.ask_kernel("proc.list", timeout=5)["processes"], COLUMNS, output)
+    """List the processes of the system, with what each uses over its whole jail.
+
+    MB is memory, shared pages counted by their share; CPU the seconds of processor so far, % the share of one of late; DISK the MB in
+    its own directory.
+    """
+    with session.connect() as client:
+        rows(processes(client), COLUMNS, output)
+
+
+def processes(client: Client) -> list[dict[str, Any]]:
+    """All rows of `proc.list`, however many pages there are."""
+    found: list[dict[str, Any]] = []
+    page = client.call("proc.list", timeout=5)
+    found += page["processes"]
+    while page.get("next"):
+        page = client.call("proc.list", after=page["next"], timeout=5)
+        found += page["processes"]
+    return found
+
+
+def memory(row: Any) -> float:
+    """MB: the program's own where its jail has not been looked at yet."""
+    return float(row.get("pss_mb") or row["rss_mb"])
 
 
 def spawn(
@@ -119,31 +144,41 @@ def logs(
     name: Annotated[str, typer.Argument(help="A process, or `kernel`.")] = "kernel",
     lines: Annotated[int, typer.Option("-n", "--lines", min=1, max=1000, help="How many, from the end.")] = 100,
     follow: Annotated[bool, typer.Option("-f", "--follow", help="Go on with what comes, until Ctrl-C.")] = False,
+    since: Annotated[str, typer.Option(help="Only what came since: 90s, 10m, 2h, 1d.")] = "",
 ) -> None:
-    """Show what a process wrote to its log, oldest first."""
+    """Show what a process wrote to its log, oldest first, over all its restarts."""
+    earliest = time.time() - _seconds(since) if since else 0.0
     with session.connect() as client:
         try:
-            seen = client.call("proc.logs", name=name, lines=1000, timeout=5)["lines"]
+            told = client.call("proc.logs", name=name, lines=lines, since=earliest, timeout=5)
         except Unreachable:
             path = system.log_file()
             if name != "kernel" or not path.exists():
                 raise
-            seen = path.read_text(errors="replace").splitlines()
+            told = {"lines": path.read_text(errors="replace").splitlines()[-lines:]}
             follow = False
-        for line in seen[-lines:]:
-            print(line, flush=True)
+        _print_lines(told)
         while follow:
-            time.sleep(FOLLOW_S)
-            now = client.call("proc.logs", name=name, lines=1000, timeout=5)["lines"]
-            for line in fresh(seen, now):
-                print(line, flush=True)
-            seen = now
+            if not told["more"]:
+                time.sleep(FOLLOW_S)
+            try:
+                told = client.call("proc.logs", name=told["name"], after=told["next"], lines=1000, timeout=5)
+            except OpError as error:
+                if error.code is not Code.PEER_DIED:  # the gate was restarted: the next call finds the new one
+                    raise
+                told = {**told, "more": False}
+            else:
+                _print_lines(told)
 
 
-def fresh(seen: list[str], now: list[str]) -> list[str]:
-    """The lines of `now` that came after `seen`, both being tails of one growing log; all of them when none is known."""
-    for end in range(len(now), 0, -1):
-        both = min(end, len(seen))
-        if both and now[end - both : end] == seen[-both:]:
-            return now[end:]
-    return now
+def _print_lines(told: dict[str, Any]) -> None:
+    for line in told["lines"]:
+        print(line, flush=True)
+
+
+def _seconds(text: str) -> float:
+    """Of `90s`, `10m`, `2h`, `1d`. Raises `OpError(INVALID_ARGUMENT)`."""
+    found = re.fullmatch(r"(\d{1,6})([smhd])", text.strip())
+    if found is None:
+        raise OpError(Code.INVALID_ARGUMENT, f"{text!r} is no span of time", "for example 90s, 10m, 2h, 1d")
+    return int(found[1]) * {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}[found[2]]

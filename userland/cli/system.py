@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Annotated, Any
 
@@ -150,7 +151,8 @@ def down() -> None:
     try:
         with session.connect() as client:
             pid = int(client.call("sys.status", timeout=5)["pid"])
-            client.call("sys.shutdown", timeout=5)
+            with suppress(OpError):  # it is going down already, and answers nobody any more
+                client.call("sys.shutdown", timeout=5)
     except Unreachable:
         note("llmos is not running")
         return

@@ -17,6 +17,7 @@ _TERM = re.compile(r'\s*([a-z_]+)\s*(<=|=)\s*("(?:[^"\\]|\\.)*"|[^,"]*?)\s*(?:,|
 _SAID = {
     "fs.read": "see the files in {path}",
     "fs.write": "change the files in {path}",
+    "net.connect": "connect to {host}",
     "llm.generate": "use the language model",
     "llm.embed": "compare texts by meaning",
     "bus.subscribe": "hear of {topic}",
@@ -28,7 +29,7 @@ _SAID = {
     "fn.register": "lend the model {name}",
     "app.call": "call {name} of running programs",
     "sys.read": "see how the system is doing",
-    "sys.control": "shut the system down, load models and start newly installed drivers",
+    "sys.control": "shut the system down, load models, and start, stop and set drivers",
     "perm.read": "see which permissions every program has",
     "perm.control": "give permissions to programs, itself included, and take them away",
     "driver.read": "see the drivers",
@@ -38,6 +39,8 @@ _SAID = {
     "undo.control": "undo changes that programs made",
     "label.read": "see which program has read what, and from whom it came",
     "label.trust": "be believed: what it says counts as your own words, not as a stranger's",
+    "code.exec": "write and run programs, cut off from everything else, in {project}",
+    "code.read": "read what is in {project}",
     "audit.read": "read the log of all that was decided and done",
     "*.*": "do anything at all",
 }
@@ -51,7 +54,13 @@ _VERBS = {
     "call": "call",
     "*": "do anything with",
 }
-_ANY = {"program": "any program", "name": "any function", "host": "any address", "topic": "anything"}
+_ANY = {
+    "program": "any program",
+    "name": "any function",
+    "host": "any address",
+    "topic": "anything",
+    "project": "any code project",
+}
 """What a key means that is left open, or is `*`."""
 _CLASSES = {"interactive": "", "event": "for events and in the background", "background": "in the background"}
 _PERIODS = {"s": "second", "m": "minute", "h": "hour", "d": "day", "w": "week"}
@@ -121,6 +130,8 @@ def _value(key: str, value: str) -> str:
         return "every folder" if value == "/" else value.removesuffix("/**").removesuffix("/*")
     if key == "name":
         return f"the function {value}"
+    if key == "project":
+        return f"the code project {value}"
     return f"the program {value}" if key == "program" else value
 
 
@@ -171,6 +182,7 @@ _LIMITS: dict[str, Callable[[str], str]] = {
     "expires": _until,
     "for": _lifetime,
     "approval": _asking,
+    "private": lambda text: "on this machine and in your own network too" if text in ("yes", "*") else "",
     "grantable": lambda text: "and may hand it on" if text == "yes" else "",
 }
 """Keys that bound how much, how long and on what terms."""

@@ -283,11 +283,22 @@ class Arena:
             if not ok:
                 raise RuntimeError(f"proc.spawn: {body}")
             pid = int(body["pid"])
-        puppet = Puppet(self.os / "agents" / str(pid), f"puppet_agent#{pid}")
+        puppet = self.agent_named(f"puppet_agent#{pid}")
         puppet.up()
         puppet.connect()
         puppet.call("sys.ready")
         return puppet
+
+    def agent_named(self, name: str) -> Puppet:
+        """The strings of an agent that has started, by the badge it wrote into its directory."""
+        end = time.monotonic() + 15
+        while time.monotonic() < end:
+            for badge in self.os.glob("agents/*/badge"):
+                with suppress(OSError):
+                    if badge.read_text() == name:
+                        return Puppet(badge.parent, name)
+            time.sleep(0.005)
+        raise RuntimeError(f"{name} did not start")
 
     def driver(self) -> Puppet:
         """The hostile driver, started afresh, on a connection of its puppet's own."""

@@ -67,7 +67,7 @@ def occupied_driver(arena: Arena) -> Outcome:
     with arena.attacking():
         numbers = [app.do("start", op="mail.slow", args={"seconds": 30}) for _ in range(130)]
         time.sleep(0.2)
-        code = arena.user.code("mail.count", timeout=3)
+        code = arena.user.code("mail.count", timeout=15)
     for number in numbers:
         app.do("post", header={"kind": "cancel", "id": number})
     arena.must("apps.remove", {"name": "hog"})
@@ -88,7 +88,7 @@ def calls_in_flight(arena: Arena) -> Outcome:
             ],
         )
         heard = agent.do("heard", seconds=1.0)["replies"]
-        served = arena.user.code("sys.status", timeout=3)
+        served = arena.user.code("sys.status", timeout=15)
     rss = arena.must("sys.status")["rss_mb"] - before
     busy = sum(body.get("code") == "BUSY" for _, _, body in heard)
     arena.end(agent)
@@ -107,8 +107,8 @@ def crowd(arena: Arena) -> Outcome:
     gate = arena.os_pid_of("gate")
     with arena.attacking():
         done = outsider.do("program", name="crowd", path=arena.socket, processes=68, each=64, seconds=1.0, within=120)
-    silent = quiet.code("sys.status", timeout=3)
-    driver = arena.user.code("mail.count", timeout=3)
+    silent = quiet.code("sys.status", timeout=15)
+    driver = arena.user.code("mail.count", timeout=15)
     arena.end(quiet, outsider)
     same = arena.os_pid_of("gate") == gate
     return Outcome(
@@ -150,9 +150,7 @@ def emit_flood(arena: Arena) -> Outcome:
         row = next((one for one in reversed(rows) if one["state"] == "ready"), None)
     if row is None:
         return Outcome(True, "the agent did not start")
-    from tests.system.bus_attacks.arena import Puppet
-
-    agent = Puppet(arena.os / "agents" / str(row["pid"]), row["name"])
+    agent = arena.agent_named(row["name"])
     agent.up()
     with arena.attacking():
         agent.connect()

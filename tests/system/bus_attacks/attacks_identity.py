@@ -101,7 +101,7 @@ def pid_reuse(arena: Arena) -> Outcome:
 def stolen_token(arena: Arena) -> Outcome:
     """An agent's token in another process's hands, and the token of one that has ended."""
     agent, thief = arena.agent("sys.read"), arena.outsider()
-    token = agent.do("read", path="/proc/self/environ").partition("LLMOS_TOKEN=")[2].partition("\0")[0]
+    token = agent.do("token")
     thief.do("connect")
     with arena.attacking():
         live, _ = thief.do("hello", token=token)
@@ -137,7 +137,7 @@ def token_guessing(arena: Arena) -> Outcome:
 def hello_twice(arena: Arena) -> Outcome:
     """Be greeted as one, then as another."""
     agent = arena.agent()
-    token = agent.do("read", path="/proc/self/environ").partition("LLMOS_TOKEN=")[2].partition("\0")[0]
+    token = agent.do("token")
     with arena.attacking():
         again = [agent.do("hello", token=one)[1] for one in (token, arena.token, "")]
         rights = agent.code("sys.status")

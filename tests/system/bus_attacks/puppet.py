@@ -90,11 +90,14 @@ class Puppet:
             self.peers[peer].send(frames)
 
     def do_heard(self, seconds: float = 0.2, peer: str = "main") -> Any:
-        """What came unasked for, and every reply by id, since the last time."""
+        """What came unasked for, and every reply by id, since the last time and until nothing has come for so long."""
         one = self.peers[peer]
+        came, last = 0, time.monotonic() + 30
         end = time.monotonic() + seconds
-        while time.monotonic() < end:
+        while time.monotonic() < min(end, last):
             one.pump(0.02)
+            if len(one.inbox) + len(one.replies) != came:
+                came, end = len(one.inbox) + len(one.replies), time.monotonic() + seconds
         heard = {
             "inbox": list(one.inbox),
             "replies": [[number, *pair] for number, pairs in one.replies.items() for pair in pairs],
@@ -116,6 +119,9 @@ class Puppet:
 
     def do_read(self, path: str) -> str:
         return Path(path).read_text()
+
+    def do_token(self) -> str:
+        return os.environ["LLMOS_TOKEN"]
 
     def do_end(self) -> None:
         self.ended = True

@@ -11,5 +11,6 @@ from llmos.userland.agent import Agent
 
 def run(agent: Agent) -> dict[str, Any]:
     """Until it is told to end."""
+    (agent.state / "badge").write_text(agent.client.connection.badge)
     Puppet(agent.state).run()
     return {"done": True}

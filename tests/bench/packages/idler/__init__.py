@@ -1,0 +1,1 @@
+"""An agent that is there and does next to nothing, for benchmarks."""
