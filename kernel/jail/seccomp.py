@@ -138,7 +138,7 @@ def rules(
     own_mounts: bool,
     own_pids: bool = True,
     network: bool = False,
-    memfd: bool = True,
+    memfd: bool = False,
 ) -> dict[str, bpf.Rule]:
     """What happens at each system call by name; a call without an entry fails with ENOSYS."""
     refuse = bpf.fail(errno.EPERM)
@@ -177,7 +177,7 @@ def program(
     own_mounts: bool,
     own_pids: bool = True,
     network: bool = False,
-    memfd: bool = True,
+    memfd: bool = False,
 ) -> bytes:
     """The filter for a machine (`platform.machine()`), as an array of `struct sock_filter` in its byte order.
 

@@ -101,6 +101,7 @@ def _served(address: str, gift: Path | None) -> Iterator[None]:
                 descriptor = os.open(gift, os.O_RDONLY)
                 try:
                     socket.send_fds(peer, [b"x"], [descriptor])
+                    peer.recv(1)  # what it hands out in turn
                 finally:
                     os.close(descriptor)
 

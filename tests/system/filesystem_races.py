@@ -30,9 +30,17 @@ _SEARCH_EVERY = 50
 
 def scene(top: Path) -> None:
     """`root` is granted and `root/own` the caller's scope. Secrets lie beside the root, and in the root beside the scope."""
-    for folder in ("root/own/real/deep", "root/own/spare", "root/neighbour/deep", "outside/deep", "roots"):
+    for folder in (
+        "root/own/real/deep",
+        "root/own/spare",
+        "root/neighbour/deep",
+        "outside/deep",
+        "outside/own/now/deep",
+        "roots",
+    ):
         (top / folder).mkdir(parents=True)
-    for folder, text in (("root/own/real", MINE), ("root/neighbour", SECRET), ("outside", SECRET)):
+    secrets = ("root/neighbour", "outside", "outside/own/now")
+    for folder, text in (("root/own/real", MINE), *((folder, SECRET) for folder in secrets)):
         for name in ("file.txt", "deep/file.txt"):
             (top / folder / name).write_text(text)
         (top / folder / f"named-{text.replace(' ', '-')}.txt").write_text(text)
@@ -44,7 +52,7 @@ def scene(top: Path) -> None:
     (own / "plain.txt").write_text(MINE)
     (own / "link.txt").symlink_to(top / "outside/file.txt")
     (own / "second.txt").hardlink_to(own / "plain.txt")
-    (top / "roots/trap").symlink_to("../outside")
+    (top / "roots/trap").symlink_to(top / "outside")
 
 
 def race(top: Path, kind: str) -> None:
