@@ -9,6 +9,7 @@ import logging
 import os
 import signal
 import sys
+import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
@@ -27,6 +28,8 @@ from llmos.kernel.launch import Places, private_directory
 from llmos.kernel.loop import Loop
 from llmos.kernel.process import LogRing
 
+LOCK_S = 0.3
+"""Seconds to try for the lock: what a killed kernel was forking holds it until it executes something else."""
 EXIT = {Code.CONFLICT: 8, Code.NOT_FOUND: 3}
 """Exit status by error; 1 for the others."""
 
@@ -131,13 +134,17 @@ def _places(home: Path) -> Places:
 
 def _lock(places: Places) -> int:
     lock = os.open(places.runtime / "kernel.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise OpError(
-            Code.CONFLICT, f"llmos is already running in {places.runtime}", "use it, or end it with `llmosctl down`"
-        ) from None
-    return lock
+    end = time.monotonic() + LOCK_S
+    while True:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > end:
+                detail = f"llmos is already running in {places.runtime}"
+                raise OpError(Code.CONFLICT, detail, "use it, or end it with `llmosctl down`") from None
+            time.sleep(0.02)
+        else:
+            return lock
 
 
 def _tidy(places: Places) -> None:

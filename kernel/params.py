@@ -17,6 +17,7 @@ LOG_LINES = 1000  # lines of stderr kept per process
 LOG_LINE = 2000  # characters kept of one line
 LOGS_OF_ENDED = 32  # agents whose last lines are kept after their end
 SPARES = 2  # jails that wait for an agent; of the policies wanted last
+SPARE_AGAIN_S = 5.0  # seconds after which one that died is made again
 SPARE_S = 0.3  # seconds without a start after which one is made
 MAX_STARTING = 4  # agents that start at once; the others wait for their turn
 NICE = 5  # how far drivers and the core stand back for the kernel and the gates, so that the bus stays quick while they compute

@@ -102,6 +102,8 @@ class Process:
     takes_grants: bool = False
     """Whether an agent has what was and is granted to its program, besides what it was handed."""
     jailed: Jailed | None = None
+    from_spare: bool = False
+    """Whether it took a jail that had been made before."""
     own: Path | None = None
     """An agent's own directory, which ends with it."""
     os_pid: int = 0

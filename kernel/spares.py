@@ -143,6 +143,8 @@ class Spares:
         """Some process has ended; perhaps one of these."""
         for spare in [one for one in self._spares if one.start.jailed.poll() is not None]:
             self._end(spare)
+            if self._timer is None and not self._ended:
+                self._timer = self._loop.later(params.SPARE_AGAIN_S, self._make)
         for spare in [one for one in self._ending if one.start.jailed.poll() is not None]:
             self._over(spare)
 

@@ -84,7 +84,8 @@ class Supervisor:
         command = None
         try:
             command = self._command(process)
-            made = self._spares.take(command) or start(command, self._report.layers, self._prefix(process.kind))
+            spare = self._spares.take(command)
+            made = spare or start(command, self._report.layers, self._prefix(process.kind))
         except OSError as error:  # no memory, no process to be had: it may pass
             self._plan_restart(process, str(error))
             return
@@ -96,7 +97,7 @@ class Supervisor:
             for fd in command.pass_fds if command is not None else ():
                 os.close(fd)
         jailed = made.jailed
-        process.jailed, process.own = jailed, made.own
+        process.jailed, process.own, process.from_spare = jailed, made.own, spare is not None
         self._children[process] = jailed
         if jailed.pid is None:
             self._loop.watch(jailed, lambda: self._started(process, jailed))
@@ -278,10 +279,14 @@ class Supervisor:
         self._settle(process)
         log.info("process.ended", pid=process.pid, name=process.name, reason=reason, state=was.value)
         log.debug("process.stderr", pid=process.pid, lines=list(process.log.lines)[-20:])
-        process.state = State.ENDED
         if process.own is not None:
             self._sweeper.sweep(process.own)
             process.own = None
+        if process.from_spare and process in self._starting and not process.trouble and was is State.STARTING:
+            self._starting.discard(process)
+            self.start(process)  # it was dead before it was anybody's
+            return
+        process.state = State.ENDED
         self._ended(process, reason)
         self._next_in_line(process)
         if process.kind is Kind.AGENT or self._stopping or process in self._retired:
@@ -292,9 +297,10 @@ class Supervisor:
             self._hopeless.discard(process)
             self._give_up(process, reason, details)
             return
-        if was is State.STOPPING:  # it was asked to end, which is no crash
-            process.failures = 0
+        asked = was is State.STOPPING  # which is no crash
+        process.failures = 0 if asked else process.failures
         self._plan_restart(process, reason, details)
+        process.failures = 0 if asked else process.failures
 
     def _plan_restart(self, process: Process, reason: str, details: str = "") -> None:
         details = details or reason

@@ -212,7 +212,7 @@ def bubblewrap(policy: Policy, *, privileged: bool) -> list[str]:
         if _inside(path, (*own, *granted, *_existing(_SYSTEM))):
             arguments += ["--tmpfs", str(path), "--remount-ro", str(path)]
     parts = kernel_parts(policy)
-    if parts or _inside(KERNEL, (*own, *granted)):
+    if parts or _inside(KERNEL, (*own, *granted, *_existing(_SYSTEM))):
         arguments += ["--tmpfs", str(KERNEL)]
         for path in parts:
             arguments += _read_only(path)

@@ -191,7 +191,7 @@ def test_host_serves_ops(gate_double: Any, start: Start, tmp_path: Path) -> None
     assert host.returncode == 0
     assert (tmp_path / "closed").read_text() == "yes"
     assert "hook echo None" in err
-    done = json.loads(next(line for line in err.splitlines() if '"op.done"' in line))
+    done = json.loads(next(line for line in err.splitlines() if '"op.done"' in line and '"echo"' in line))
     assert (done["op"], done["items"], done["code"]) == ("echo", 2, None)
     assert "hi" not in done.values()
 
