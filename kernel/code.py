@@ -244,7 +244,7 @@ class CodeRuns:
         self._look_at(run)
 
     def _stop_waiting(self, run: Run) -> None:
-        """For the jail to be closed. What is unwatched must still be open: `kill` may close it."""
+        """For the jail to be closed."""
         if run.closing and run.jailed is not None:
             run.closing = False
             self._loop.unwatch(run.jailed)

@@ -77,6 +77,8 @@ def start(command: Command, layers: frozenset[Layer], prefix: Sequence[str]) -> 
         if own is not None:
             own.rmdir()
         raise
+    if jailed.stderr is not None:
+        os.set_blocking(jailed.stderr.fileno(), False)
     return Start(jailed, own)
 
 

@@ -93,7 +93,7 @@ class Jailed:
         return self._process.stderr
 
     def fileno(self) -> int:
-        """The status socket: readable when `started` will not block; -1 once `started` has the outcome."""
+        """The status socket: readable from when `started` will not block until `wait` has closed it, so that a loop can keep it."""
         return self._status.fileno()
 
     def started(self, timeout: float | None = None) -> Started:
@@ -104,7 +104,6 @@ class Jailed:
         """
         if self._outcome is None:
             self._outcome = self._receive(timeout)
-            self._status.close()
         if isinstance(self._outcome, JailError):
             raise self._outcome
         return self._outcome
