@@ -469,9 +469,11 @@ class Kernel:
         self.peers.drop_all(lambda peer: peer.holder == app_holder(name), "its key was taken back")
 
     def process_ready(self, process: Process, status: str) -> None:
-        """It serves: hand it what waited."""
+        """It serves: hand it what waited, unless it is about to be started again."""
         process.status = status
         self.supervisor.ready(process)
+        if process.state is not State.READY:
+            return
         log.info(
             "process.ready", pid=process.pid, name=process.name, dur_ms=round((self.loop.clock() - process.born) * 1000)
         )
