@@ -304,16 +304,18 @@ class CodeRuns:
         self._unwatch(output)
         self._loop.later(params.CODE_PAUSE_S, partial(self._watch, run))
 
-    def _read(self, run: Run, output: Output) -> None:
+    def _read(self, run: Run, output: Output) -> bool:
+        """Whether there was something, or its end."""
         try:
             text = output.take()
         except BlockingIOError:
-            return
+            return False
         if text:
             label, source = self.told_by(run.args.project, run.call)
             run.call.chunk({"stream": output.name, "text": text}, label, source)
         if output.over:
             self._end(run, f"it wrote more than {run.args.output_bytes:,} bytes to {output.name}")
+        return True
 
     # -- its end ---------------------------------------------------------------------------------------------------
 
@@ -339,8 +341,8 @@ class CodeRuns:
         run.end_by(None)
         for output in run.outputs:
             self._unwatch(output)
-            while not output.ended:
-                self._read(run, output)
+            while not output.ended and self._read(run, output):
+                pass  # one may stay open without a process, in flight in a socket that is in flight itself
         run.over = True
         run.take_report()
         if run.call.done:
