@@ -177,7 +177,15 @@ class Kernel:
 
     def start_drivers(self) -> None:
         for name in self.programs.drivers:
+            self._start_installed(name)
+
+    def _start_installed(self, name: str) -> None:
+        """One that there is no room for stays down; a package with hundreds of drivers must not keep the system from booting."""
+        try:
             self.start_driver(name)
+        except OpError as error:
+            self.programs.broken[name] = error.detail
+            log.error("driver.no_room", name=name, err=error.detail)
 
     def start_driver(self, name: str) -> None:
         """Unless the user has switched it off, or it is there. Calls may come from now on."""
@@ -218,7 +226,7 @@ class Kernel:
             self.topics.declare_for(manifest)
             process = self.processes.named(name)
             if process is None:
-                self.start_driver(name)
+                self._start_installed(name)
             else:
                 process.manifest = manifest
                 self.supervisor.restart(process)
