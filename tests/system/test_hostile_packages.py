@@ -264,9 +264,9 @@ def test_who_writes_without_end_is_ended(tmp_path: Path, monkeypatch: pytest.Mon
 def test_what_no_honest_wheel_leaves_behind(tmp_path: Path) -> None:
     """Should it have got past pip: links, pipes, setuid files, metadata too large to look at, and a forged origin."""
 
-    def points(folder: Path, size: int) -> None:
+    def points(folder: Path, size: int) -> int:
         folder.mkdir()
-        (folder / "entry_points.txt").write_bytes(b"\n" * size)
+        return (folder / "entry_points.txt").write_bytes(b"\n" * size)
 
     def found(change: Callable[[Path], object]) -> str:
         root = Path(tempfile.mkdtemp(dir=tmp_path))

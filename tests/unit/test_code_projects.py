@@ -209,8 +209,8 @@ def test_output_that_nobody_holds_and_that_stays_open_ends_with_the_program() ->
     said: list[str] = []
     runs = object.__new__(CodeRuns)
     runs._loop = Loop()
-    runs.told_by = lambda *_: (BOTTOM, None)  # type: ignore[method-assign, assignment, return-value]
-    runs._forget = lambda _: None  # type: ignore[method-assign]
+    runs.told_by = lambda *_: (BOTTOM, None)  # type: ignore[method-assign, assignment]
+    runs._forget = lambda run: None  # type: ignore[method-assign]
     call = SimpleNamespace(chunk=lambda chunk, *_: said.append(chunk["text"]), done=True)
     with os.fdopen(read, "rb") as pipe:
         output = Output("stdout", pipe, 100)
