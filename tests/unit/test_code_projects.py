@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Generator, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,6 +19,7 @@ from llmos.kernel import code_files, params
 from llmos.kernel.code import CodeRuns
 from llmos.kernel.code_projects import Projects
 from llmos.kernel.code_run import Output
+from llmos.kernel.code_usage import Usage, look
 from llmos.kernel.journal import Journal
 from llmos.kernel.labels import BOTTOM, TOP, Label
 from llmos.kernel.loop import Loop
@@ -227,3 +229,39 @@ def test_output_that_nobody_holds_and_that_stays_open_ends_with_the_program() ->
     os.close(write)
     assert said == ["said"]
     assert ended.over
+
+
+def test_a_program_of_many_processes_is_looked_at_a_little_at_a_time(tmp_path: Path) -> None:
+    """And to the last of them: the loop goes on in between, and what each holds that it has deleted is found."""
+    read, write = os.pipe()
+    here = tmp_path.stat().st_dev
+    children = []
+    for _ in range(9):
+        child = os.fork()
+        if not child:
+            file = tmp_path / str(os.getpid())
+            os.write(os.open(file, os.O_RDWR | os.O_CREAT), bytes(1 << 20))
+            file.unlink()
+            os.close(write)
+            os.read(read, 1)
+            os._exit(0)
+        children.append(child)
+    try:
+        held, steps = 0, 0
+        for _ in range(1000):
+            steps, looking = 0, look(os.getpid(), here, Usage())
+            try:
+                while True:
+                    next(looking)
+                    steps += 1
+            except StopIteration as end:
+                held = end.value.held_bytes
+            if held >= 9 << 20:
+                break
+            time.sleep(0.01)
+        assert held >= 9 << 20
+        assert steps >= 2
+    finally:
+        os.close(write)
+        for child in children:
+            os.waitpid(child, 0)
