@@ -375,6 +375,7 @@ class CodeRuns:
 
     def _forget(self, run: Run) -> None:
         run.over = True
+        self.projects.touch(run.args.project)
         run.close()
         self._processes.remove(run.process)
         self._runs.pop(run.process.pid, None)
