@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import structlog
+
+from llmos.ipc.errors import OpError
 from llmos.kernel import params
 from llmos.kernel.authority import Authority
 from llmos.kernel.capability import Capability, Right
@@ -14,6 +17,8 @@ from llmos.kernel.process import Kind, Process, ProcessTable
 from llmos.kernel.programs import Changes, Programs
 from llmos.kernel.supervisor import Supervisor
 from llmos.kernel.topics import Topics
+
+log = structlog.get_logger()
 
 
 class Drivers:
@@ -57,7 +62,7 @@ class Drivers:
 
     def start_all(self) -> None:
         for name in self._programs.drivers:
-            self.start(name)
+            self._start_installed(name)
 
     def start(self, name: str) -> None:
         """Unless the user has switched it off, or it is there. Calls may come from now on."""
@@ -87,7 +92,7 @@ class Drivers:
             self._topics.declare_for(manifest)
             process = self._processes.named(name)
             if process is None:
-                self.start(name)
+                self._start_installed(name)
             else:
                 process.manifest = manifest
                 self._supervisor.restart(process)
@@ -96,6 +101,14 @@ class Drivers:
     def trust_changed(self, name: str) -> None:
         """`label.trust` was given to it, or taken back."""
         self._authority.born(name, self._forwarder.driver_label(name), "its manifest", fixed=True)
+
+    def _start_installed(self, name: str) -> None:
+        """One that there is no room for stays down; a package with hundreds of drivers must not keep the system from booting."""
+        try:
+            self.start(name)
+        except OpError as error:
+            self._programs.broken[name] = error.detail
+            log.error("driver.no_room", name=name, err=error.detail)
 
     def _start_alone(self, process: Process) -> None:
         """Once an earlier one of its name has ended: two would share a state directory."""

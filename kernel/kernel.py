@@ -386,7 +386,12 @@ class Kernel:
         if header.keep:
             self.authority.spend_outcome(peer.holder)
 
+        file = args if isinstance(args, protocol.RunCode) and args.file is not None else None
+        unchanged = self.code.projects.pin(file.project) if file is not None else None
+
         def go() -> None:
+            if unchanged is not None:
+                unchanged()
             result = syscalls.HANDLERS[syscall.OP](self, syscalls.Request(peer, call), args)
             if result is not None:
                 call.reply(result)

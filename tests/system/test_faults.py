@@ -154,3 +154,13 @@ def test_a_call_waits_for_the_jail_that_shows_what_was_granted(system: System) -
     user.call("perm.grant", {"holder": "filesystem", "cap": f"fs.read(path={system.home / 'notes'})"})
     found = user.call("filesystem.list", {"path": str(system.home / "notes")})
     assert "a.txt" in str(found["items"])
+
+
+def test_more_drivers_than_there_is_room_for_do_not_keep_the_system_down(system: System) -> None:
+    """A package can bring hundreds: those that do not fit are left out, and it says so."""
+    system.params["MAX_PROCESSES"] = 2
+    assert system.start()["ready"], system.log()
+    drivers = system.connect().call("driver.list")["drivers"]
+    assert len([row for row in drivers if row["state"] == "ready"]) == 1
+    assert any(row["state"] == "off" for row in drivers)
+    assert "driver.no_room" in system.log()
