@@ -184,7 +184,7 @@ def test_a_limit_ends_a_program(
 ) -> None:
     """With the limit in plain words; the system answers all the while, and nothing of the program is left."""
     stream = user.stream("code.run", {"project": "p", "source": source, **args}, timeout=60)
-    assert shared.connect().call("sys.ping", timeout=5) == {}
+    assert shared.connect().call("sys.ping", timeout=30) == {}
     told = stream.finish()
     assert told["reason"].startswith(reason), told
     assert told["exit"] != 0
@@ -419,7 +419,7 @@ def test_a_lease_holds_nobody_up(shared: System, user: Connection) -> None:
     assert next(stream)["text"] == "held\n"
     reader = shared.connect()
     with pytest.raises(OpError) as caught:
-        reader.call("code.read", {"project": "p", "path": "f"}, timeout=10)
+        reader.call("code.read", {"project": "p", "path": "f"}, timeout=30)
     assert caught.value.code is Code.BUSY
     stream.cancel()
 
