@@ -23,6 +23,8 @@ _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_
 _FILE = os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
 _NEW = ".new-"
 """What a file is called until it is whole."""
+_LIST = "`code.ls` lists those that there are"
+_REMOVE = "`code.rm` removes it, whatever it is"
 
 
 class Entry(NamedTuple):
@@ -233,9 +235,9 @@ def _regular(file: int, path: str) -> int:
     """Its size. One with a second name could be anybody's file that was linked here."""
     status = os.fstat(file)
     if not stat.S_ISREG(status.st_mode):
-        raise OpError(Code.DENIED, f"{path}: it is not a regular file")
+        raise OpError(Code.DENIED, f"{path}: it is not a regular file", _REMOVE)
     if status.st_nlink != 1:
-        raise OpError(Code.DENIED, f"{path}: the file has other names beside this one")
+        raise OpError(Code.DENIED, f"{path}: the file has other names beside this one", _REMOVE)
     return status.st_size
 
 
@@ -264,13 +266,13 @@ def _plainly(path: str) -> Iterator[None]:
 def _refuse(path: str, error: OSError) -> NoReturn:
     match error.errno:
         case errno.ENOENT:
-            raise OpError(Code.NOT_FOUND, f"{path}: there is no such file in the project") from None
+            raise OpError(Code.NOT_FOUND, f"{path}: there is no such file in the project", _LIST) from None
         case errno.ELOOP | errno.ENOTDIR | errno.EISDIR | errno.ENXIO | errno.EXDEV:
-            raise OpError(Code.DENIED, f"{path}: it is not a regular file, or leads through a link") from None
+            raise OpError(Code.DENIED, f"{path}: it is not a regular file, or leads through a link", _REMOVE) from None
         case errno.EAGAIN | errno.ETXTBSY:
             raise OpError(Code.BUSY, f"{path}: a program holds it", "try again when it has ended") from None
         case errno.ENAMETOOLONG:
-            raise OpError(Code.INVALID_ARGUMENT, f"{path[:80]}…: a name is too long") from None
+            raise OpError(Code.INVALID_ARGUMENT, f"{path[:80]}…: a name is too long", "at most 255 bytes") from None
     raise OpError(Code.UNAVAILABLE, f"{path}: {error.strerror}") from None
 
 
