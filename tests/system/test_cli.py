@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 
+from tests.system.processes import is_alive
+
 LLMOSCTL = [sys.executable, "-m", "llmos.userland.cli"]
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -53,14 +55,6 @@ def _json(done: subprocess.CompletedProcess[str]) -> Any:
     return json.loads(done.stdout)
 
 
-def _alive(pid: int) -> bool:
-    """Whether a process runs; one that nobody has reaped yet does not. Source: proc(5)."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b") ")[2][:1] != b"Z"
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-
-
 def test_up_detached_and_down(system: Any, ctl: Run) -> None:
     """`up -d` returns when the system answers; a second `up` ends with 8; `down` ends it and what it started."""
     told = _json(ctl("up", "-d", "--home", str(system.home), "-o", "json"))
@@ -78,7 +72,7 @@ def test_up_detached_and_down(system: Any, ctl: Run) -> None:
     assert {"kernel", "gate", "filesystem", "browser_history"} <= {row["name"] for row in rows}
     assert ctl("down").returncode == 0
     for row in rows:
-        assert not _alive(row["os_pid"]), row["name"]
+        assert not is_alive(row["os_pid"]), row["name"]
     assert ctl("status").returncode == 6
 
 
@@ -86,7 +80,7 @@ def test_up_after_a_crash(system: Any, ctl: Run) -> None:
     """A socket that a killed kernel left behind does not stop the next one."""
     told = _json(ctl("up", "-d", "--home", str(system.home), "-o", "json"))
     os.kill(told["pid"], signal.SIGKILL)
-    system.until(lambda: not _alive(told["pid"]))
+    system.until(lambda: not is_alive(told["pid"]))
     assert ctl("status").returncode == 6
     assert ctl("up", "-d", "--home", str(system.home)).returncode == 0
     assert ctl("status").returncode == 0

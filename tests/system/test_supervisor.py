@@ -240,13 +240,13 @@ def test_a_kernel_that_is_killed_while_it_boots_leaves_nothing(number: str, coun
 def test_a_jail_that_is_killed_while_it_is_built_leaves_nothing() -> None:
     """bubblewrap's child waits for its monitor's word: killing the monitor alone would leave it waiting for ever."""
     code = (
-        "import random, subprocess, time, sys\nfrom tests.system.kernel_kills import adopt, children\n"
+        "import random, subprocess, time, sys\nfrom tests.system.kernel_kills import adopt, living\n"
         "from llmos.kernel.jail import Policy, spawn\nadopt()\n"
         "for _ in range(40):\n"
         "    made = spawn(Policy(), 'llmos.ipc.paths', stderr=subprocess.DEVNULL)\n"
         "    time.sleep(random.uniform(0, 0.01))\n    made.kill()\n    made.wait(30)\n"
-        "end = time.monotonic() + 30\nwhile children() and time.monotonic() < end: time.sleep(0.01)\n"
-        "sys.exit(len(children()))"
+        "end = time.monotonic() + 30\nwhile living() and time.monotonic() < end: time.sleep(0.01)\n"
+        "sys.exit(len(living()))"
     )
     assert subprocess.run([sys.executable, "-c", code], timeout=60, check=False).returncode == 0
 
