@@ -93,8 +93,10 @@ class Dealer:
         self._wake_r, self._wake_w = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._running = False
         self._outbox: deque[list[bytes]] = deque()
-        # a context with open sockets would otherwise wait for them for ever when it is collected
-        self._destroy = weakref.finalize(self, self._context.destroy, linger=0)
+        self._sockets: list[zmq.Socket[bytes]] = []
+        """Both, for the finalizer alone."""
+        # A context with open sockets would otherwise wait for them for ever when it is collected.
+        self._destroy = weakref.finalize(self, _destroy, self._context, self._sockets)
         self._destroy.atexit = False  # an exiting program needs no tidying, and another thread may be at it already
 
     def open(self) -> None:
@@ -119,6 +121,7 @@ class Dealer:
             if self._key is not None:
                 _use_key(made, self._key)
             self._monitor = made.get_monitor_socket(_ENDS)
+            self._sockets += made, self._monitor
             made.connect(f"ipc://{self.path}")
             self._socket = made
 
@@ -227,6 +230,12 @@ class Dealer:
         if self._monitor is not None:
             self._monitor.close(linger=0)
         self._socket = self._monitor = None
+        self._sockets.clear()
+
+
+def _destroy(context: zmq.Context[zmq.Socket[bytes]], _sockets: list[zmq.Socket[bytes]]) -> None:
+    """Close what is open. The context knows its sockets by weak references, which the collector clears first: so they are held here."""
+    context.destroy(linger=0)
 
 
 def _use_key(made: zmq.Socket[bytes], key: AppKey) -> None:

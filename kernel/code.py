@@ -37,6 +37,7 @@ from llmos.kernel.journal import Journal
 from llmos.kernel.labels import Label, Source
 from llmos.kernel.loop import Loop
 from llmos.kernel.process import Kind, Process, ProcessTable, State, now
+from llmos.kernel.sweep import Sweeper
 
 log = structlog.get_logger()
 
@@ -64,7 +65,7 @@ class CodeRuns:
         self._processes = processes
         self._report = report
         self._runs: dict[int, Run] = {}
-        self._sweeping = False
+        self._sweeper = Sweeper(loop)
         self.projects = Projects(root, journal)
         self.sweep()
 
@@ -150,15 +151,9 @@ class CodeRuns:
         self._end(self._runs[process.pid], "it was killed")
 
     def sweep(self) -> None:
-        """Remove what was thrown away, little by little."""
-        if self.projects.rubbish < 0 or self._sweeping:
-            return
-        self._sweeping = True
-
-        def done(_: object) -> None:
-            self._sweeping = False
-
-        self._slowly(code_files.sweep(self.projects.rubbish), done, done)
+        """Delete what was thrown away."""
+        for thrown in self.projects.thrown():
+            self._sweeper.sweep(thrown)
 
     def stop_all(self) -> None:
         for run in list(self._runs.values()):
@@ -171,6 +166,7 @@ class CodeRuns:
                 run.jailed.kill()
                 with suppress(subprocess.TimeoutExpired):
                     run.jailed.wait(params.TERM_S)
+        self._sweeper.close()
         self.projects.close()
 
     # -- a program's life ------------------------------------------------------------------------------------------

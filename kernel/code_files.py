@@ -18,11 +18,14 @@ from typing import Any, NamedTuple, NoReturn
 
 from llmos.ipc.errors import Code, OpError
 from llmos.kernel import params
+from llmos.kernel.usage import BLOCK
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
 _FILE = os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
 _NEW = ".new-"
 """What a file is called until it is whole."""
+_LIST = "`code.ls` lists those that there are"
+_REMOVE = "`code.rm` removes it, whatever it is"
 
 
 class Entry(NamedTuple):
@@ -79,7 +82,7 @@ def _look(
     directory: int, entry: os.DirEntry[str], path: str, depth: int, found: Listing
 ) -> Generator[None, None, None]:
     status = entry.stat(follow_symlinks=False)
-    found.bytes += status.st_blocks * 512
+    found.bytes += status.st_blocks * BLOCK
     if found.bytes > params.CODE_BYTES:
         found.over = f"more than {params.CODE_BYTES >> 20} MiB are in the project"
     elif stat.S_ISDIR(status.st_mode) and depth >= params.CODE_DEPTH:
@@ -140,7 +143,7 @@ def write(project: int, path: str, data: bytes, *, append: bool) -> None:
 
 
 def discard(project: int, path: str, rubbish: int) -> None:
-    """Take what has this path, whatever it is, out of sight at once; `sweep` removes it. Raises `OpError` as `read`."""
+    """Take what has this path, whatever it is, out of sight at once, for `Sweeper` to delete. Raises `OpError` as `read`."""
     with _plainly(path), _parent(project, path) as (directory, name):
         throw(directory, name, rubbish)
 
@@ -155,42 +158,6 @@ def throw(directory: int, name: str, rubbish: int) -> None:
     """Move it there under a name of its own. Raises `OSError`."""
     _openable(directory, name)  # a directory that may not be written cannot be moved to another
     os.rename(name, secrets.token_hex(8), src_dir_fd=directory, dst_dir_fd=rubbish)
-
-
-def sweep(rubbish: int) -> Generator[None, None, None]:
-    """Remove everything there. What is inside of a directory is moved up before, so that no depth is too deep."""
-    removed = True
-    while removed:
-        removed = False
-        for name in _some(rubbish):
-            removed |= yield from _remove(rubbish, name)
-
-
-def _remove(rubbish: int, name: str) -> Generator[None, None, bool]:
-    """Whether there is less than before."""
-    with suppress(OSError):
-        _openable(rubbish, name)
-        inner = os.open(name, _DIRECTORY, dir_fd=rubbish)
-        with _opened(inner):
-            while names := _some(inner):
-                for one in names:
-                    try:
-                        os.unlink(one, dir_fd=inner)
-                    except IsADirectoryError:
-                        throw(inner, one, rubbish)
-                yield
-        os.rmdir(name, dir_fd=rubbish)
-        return True
-    with suppress(OSError):
-        os.unlink(name, dir_fd=rubbish)
-        yield
-        return True
-    return False
-
-
-def _some(directory: int) -> list[str]:
-    with os.scandir(directory) as entries:
-        return [entry.name for entry, _ in zip(entries, range(params.CODE_SLICE), strict=False)]
 
 
 def _openable(directory: int, name: str) -> None:
@@ -233,9 +200,9 @@ def _regular(file: int, path: str) -> int:
     """Its size. One with a second name could be anybody's file that was linked here."""
     status = os.fstat(file)
     if not stat.S_ISREG(status.st_mode):
-        raise OpError(Code.DENIED, f"{path}: it is not a regular file")
+        raise OpError(Code.DENIED, f"{path}: it is not a regular file", _REMOVE)
     if status.st_nlink != 1:
-        raise OpError(Code.DENIED, f"{path}: the file has other names beside this one")
+        raise OpError(Code.DENIED, f"{path}: the file has other names beside this one", _REMOVE)
     return status.st_size
 
 
@@ -264,13 +231,13 @@ def _plainly(path: str) -> Iterator[None]:
 def _refuse(path: str, error: OSError) -> NoReturn:
     match error.errno:
         case errno.ENOENT:
-            raise OpError(Code.NOT_FOUND, f"{path}: there is no such file in the project") from None
+            raise OpError(Code.NOT_FOUND, f"{path}: there is no such file in the project", _LIST) from None
         case errno.ELOOP | errno.ENOTDIR | errno.EISDIR | errno.ENXIO | errno.EXDEV:
-            raise OpError(Code.DENIED, f"{path}: it is not a regular file, or leads through a link") from None
+            raise OpError(Code.DENIED, f"{path}: it is not a regular file, or leads through a link", _REMOVE) from None
         case errno.EAGAIN | errno.ETXTBSY:
             raise OpError(Code.BUSY, f"{path}: a program holds it", "try again when it has ended") from None
         case errno.ENAMETOOLONG:
-            raise OpError(Code.INVALID_ARGUMENT, f"{path[:80]}…: a name is too long") from None
+            raise OpError(Code.INVALID_ARGUMENT, f"{path[:80]}…: a name is too long", "at most 255 bytes") from None
     raise OpError(Code.UNAVAILABLE, f"{path}: {error.strerror}") from None
 
 

@@ -158,6 +158,10 @@ class Projects:
         self._kept.delete(name)
         del self._known[name]
 
+    def thrown(self) -> list[Path]:
+        """What was removed and is not deleted yet."""
+        return list((self._path / _RUBBISH).iterdir()) if self.rubbish >= 0 else []
+
     def room(self) -> str:
         """Why programs cannot go on, in words, when the disk is nearly full; empty while it is not."""
         disk = os.fstatvfs(self._root)

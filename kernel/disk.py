@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from llmos.kernel import params
+from llmos.kernel.usage import BLOCK
 
 _FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-_BLOCK = 512
 
 
 class Walk:
@@ -67,7 +67,7 @@ class Walk:
 
     def _count(self, fd: int, entry: os.DirEntry[str]) -> None:
         self.files += 1
-        self.bytes += entry.stat(follow_symlinks=False).st_blocks * _BLOCK
+        self.bytes += entry.stat(follow_symlinks=False).st_blocks * BLOCK
         if entry.is_dir(follow_symlinks=False):
             if len(self._open) >= params.WATCH_DEPTH:
                 self.hidden = True

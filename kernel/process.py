@@ -19,10 +19,7 @@ from llmos.ipc.manifest import AgentManifest, DriverManifest
 from llmos.kernel import params
 from llmos.kernel.calls import Call
 from llmos.kernel.jail import Jailed
-from llmos.kernel.usage import Allowed, Usage
-
-_PAGE = os.sysconf("SC_PAGE_SIZE")
-_TICK = os.sysconf("SC_CLK_TCK")
+from llmos.kernel.usage import Allowed, Usage, resident
 
 
 class Kind(StrEnum):
@@ -143,7 +140,7 @@ class Process:
 
     def describe(self) -> dict[str, Any]:
         """A row of `proc.list`."""
-        rss_mb, cpu_s = _usage(self.os_pid) if self.alive else (0.0, 0.0)
+        rss, cpu_s = resident(self.os_pid) if self.alive else (0, 0.0)
         usage = self.usage if self.alive else Usage()
         return {
             "pid": self.pid,
@@ -154,7 +151,7 @@ class Process:
             "os_pid": self.os_pid if self.alive else 0,
             "started": self.started,
             "restarts": self.restarts,
-            "rss_mb": rss_mb,
+            "rss_mb": round(rss / 1e6, 1),
             "cpu_s": max(cpu_s, round(usage.cpu_s, 2)),
             "calls": self.calls,
             "status": self.status,
@@ -212,18 +209,9 @@ class ProcessTable:
 
 def own_rss_mb() -> float:
     """Resident memory of the kernel itself, in MB of 10⁶ bytes."""
-    return _usage(os.getpid())[0]
+    return round(resident(os.getpid())[0] / 1e6, 1)
 
 
 def now() -> float:
     """Seconds since 1970 UTC."""
     return time.time()
-
-
-def _usage(os_pid: int) -> tuple[float, float]:
-    """Resident MB and processor seconds; zeros for a process that has gone. Source: proc(5)."""
-    try:
-        fields = Path(f"/proc/{os_pid}/stat").read_bytes().rpartition(b")")[2].split()
-        return round(int(fields[21]) * _PAGE / 1e6, 1), (int(fields[11]) + int(fields[12])) / _TICK
-    except (OSError, IndexError):
-        return 0.0, 0.0

@@ -16,7 +16,7 @@ from llmos.kernel.loop import Loop
 
 log = structlog.get_logger()
 
-_COMMAND = ("sh", "-c", 'chmod -R u+rwx -- "$1"; rm -rf -- "$1"', "sh")
+_COMMAND = ("sh", "-c", '[ -L "$1" ] || chmod -R u+rwx -- "$1"; rm -rf -- "$1"', "sh")  # chmod would follow a link
 _LONGEST_S = 2.0
 """Seconds that what is left may take at the end; the rest goes at the next boot."""
 
@@ -31,11 +31,12 @@ class Sweeper:
         self._pidfd = -1
 
     def sweep(self, path: Path) -> None:
-        """Does not wait."""
+        """Does not wait. A link is deleted itself."""
         with contextlib.suppress(OSError):  # most have nothing in them
             path.rmdir()
             return
-        self._waiting.append(path)
+        if path not in self._waiting:
+            self._waiting.append(path)
         if self._running is None:
             self._next()
 

@@ -13,7 +13,7 @@ from llmos.kernel import params
 
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 _TICK = os.sysconf("SC_CLK_TCK")
-_BLOCK = 512
+BLOCK = 512
 """Bytes of what stat(2) counts blocks in."""
 _MOST_FDS = 2048
 """Descriptors of one jail that are looked at."""
@@ -90,6 +90,14 @@ class Sample:
     """Bytes of files in memory without a name (memfd_create), mapped or not."""
 
 
+def resident(pid: int) -> tuple[int, float]:
+    """Bytes of memory and seconds of processor of one process alone; zeros for one that has gone."""
+    with suppress(OSError, IndexError, ValueError):
+        fields = _stat(pid)
+        return int(fields[21]) * _PAGE, sum(map(int, fields[11:13])) / _TICK
+    return 0, 0.0
+
+
 def members(root: int) -> list[int]:
     """A process and all that descend from it, at most `MAX_TASKS`. Source: proc(5)."""
     found = [root]
@@ -112,7 +120,7 @@ def sample(pids: list[int], device: int) -> Sample:
     fds = _MOST_FDS
     for pid in pids:
         with suppress(OSError, IndexError, ValueError):
-            fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
+            fields = _stat(pid)
             seen.cpu_s += sum(map(int, fields[11:15])) / _TICK  # its own, and of its children that it has reaped
             seen.tasks += int(fields[17])
             seen.rss += int(fields[21]) * _PAGE
@@ -124,14 +132,19 @@ def sample(pids: list[int], device: int) -> Sample:
     return seen
 
 
+def _stat(pid: int) -> list[bytes]:
+    """From the state on: the name before it may itself contain anything. Source: proc(5)."""
+    return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
+
+
 def _count_deleted(path: str, device: int, seen: Sample) -> None:
     with suppress(OSError):
         about = os.stat(path)  # noqa: PTH116  (of the open file, not of a name)
         if about.st_nlink == 0 and stat.S_ISREG(about.st_mode):
             if about.st_dev == device:
-                seen.held_disk += about.st_blocks * _BLOCK
+                seen.held_disk += about.st_blocks * BLOCK
             else:
-                seen.held_memory += about.st_blocks * _BLOCK
+                seen.held_memory += about.st_blocks * BLOCK
 
 
 def shared_out(pids: list[int]) -> tuple[int, int] | None:

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.system.processes import children
+
 collect_ignore_glob = ["packages/*"]
 """Packages of their own: their tests run as their authors run them."""
 
@@ -21,25 +23,14 @@ if (
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-def _children() -> set[int]:
-    """Processes that this one started and that are alive. Source: proc(5)."""
-    found = set()
-    for task in Path("/proc/self/task").iterdir():
-        try:
-            found |= {int(pid) for pid in (task / "children").read_text().split()}
-        except OSError:
-            continue
-    return found
-
-
 @pytest.fixture(autouse=True)
 def nothing_left_behind() -> Iterator[None]:
     """Fails a test that leaves a process, a thread or a descriptor to a socket behind."""
-    children, threads = _children(), set(threading.enumerate())
+    before, threads = children(), set(threading.enumerate())
     yield
     end = time.monotonic() + 3
     while time.monotonic() < end:
-        left_children = _children() - children
+        left_children = children() - before
         left_threads = [thread for thread in threading.enumerate() if thread not in threads and not thread.daemon]
         if not left_children and not left_threads:
             return

@@ -63,7 +63,7 @@ class System:
         self._connections.clear()
         assert self.process is not None
         self.process.send_signal(signal.SIGKILL if kill else signal.SIGTERM)
-        status = self.process.wait(15)
+        status = self.process.wait(40)
         self.process = None
         return status
 
@@ -90,6 +90,11 @@ class System:
                 return value
             time.sleep(0.02)
         raise AssertionError("it did not come about in time")
+
+    def await_subscriber(self, topic: str) -> None:
+        """Until somebody listens to this topic."""
+        user = self.connect()
+        self.until(lambda: topic in {one["topic"] for one in user.call("bus.list")["subscriptions"]})
 
     def log(self) -> str:
         return (self.root / "kernel.log").read_text()

@@ -6,7 +6,6 @@ how many kernels were killed, how many of them before they were ready, what outl
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
 import random
@@ -18,26 +17,16 @@ import tempfile
 import time
 from pathlib import Path
 
-_PR_SET_CHILD_SUBREAPER = 36
+from tests.system.processes import adopt, children, reap
+
 GONE_S = 10.0
 """Seconds that what a kernel leaves behind may take to be gone, on a machine with much else to do."""
 
 
-def adopt() -> None:
-    """From now on orphans are ours."""
-    ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-
-
-def children() -> list[int]:
-    """Whatever is ours, zombies reaped. Source: proc(5)."""
-    while True:
-        try:
-            if os.waitpid(-1, os.WNOHANG)[0] == 0:
-                break
-        except ChildProcessError:
-            return []
-    tasks = Path("/proc/self/task").iterdir()
-    return [int(pid) for task in tasks for pid in (task / "children").read_text().split()]
+def living() -> set[int]:
+    """Whatever is ours, zombies reaped."""
+    reap()
+    return children()
 
 
 def boot(root: Path) -> tuple[int, int]:
@@ -76,7 +65,7 @@ def main(count: int, seconds: float, number: signal.Signals) -> int:
             os.close(told)
             os.kill(pid, number)
             end = time.monotonic() + GONE_S
-            while (alive := children()) and time.monotonic() < end:
+            while (alive := living()) and time.monotonic() < end:
                 time.sleep(0.01)
             left += [describe(one) for one in alive]
             for one in alive:

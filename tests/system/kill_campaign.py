@@ -30,7 +30,7 @@ from llmos.kernel import params
 from tests.bench.figures import report
 from tests.system.conftest import STORE, System
 from tests.system.kill_load import BOUND_S, Load
-from tests.system.kill_processes import Tree, adopt, is_alive, reap, tree
+from tests.system.processes import Tree, adopt, is_alive, reap, tree
 from tests.system.test_authority import install
 
 WEIGHTS = {

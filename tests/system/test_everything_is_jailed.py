@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from llmos.kernel.jail import Tier, probe
 from llmos.userland.cli.model import start_jailed
 from tests.system.authority_world import World
 from tests.system.conftest import System
+from tests.system.processes import tree
 
 pytestmark = pytest.mark.skipif(probe().tier is not Tier.A, reason="this machine cannot build a whole jail")
 
@@ -22,27 +22,9 @@ FILTERED = "2"
 SLEEPS = "import time; time.sleep(600)"
 
 
-def descendants(pid: int) -> Iterator[int]:
-    """All processes below one, itself not among them."""
-    for task in Path(f"/proc/{pid}/task").iterdir():
-        with suppress(OSError):
-            for child in (task / "children").read_text().split():
-                yield int(child)
-                yield from descendants(int(child))
-
-
-def name_of(pid: int) -> str:
-    return Path(f"/proc/{pid}/comm").read_text().strip()
-
-
 def inmates(pid: int) -> dict[int, str]:
     """The processes below one but bubblewrap's own, with their command lines."""
-    found = {}
-    for each in descendants(pid):
-        with suppress(OSError):
-            if name_of(each) != "bwrap":
-                found[each] = Path(f"/proc/{each}/cmdline").read_bytes().replace(b"\0", b" ").decode()
-    return found
+    return {one.pid: one.words for one in tree(pid).all() if not one.is_monitor}
 
 
 def weaknesses(pid: int) -> list[str]:
@@ -80,7 +62,7 @@ def assert_all_jailed(pid: int, expected: set[str]) -> None:
     Only the guard is excepted: the kernel's own code, forked, which waits for its end and reads nothing of anybody's.
     """
     found = inmates(pid)
-    kernel = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
+    kernel = tree(pid).words
     guards = [each for each, line in found.items() if line == kernel]
     assert len(guards) <= 1
     for guard in guards:
@@ -132,7 +114,7 @@ def test_the_importer_is_jailed(system: System, tmp_path: Path) -> None:
         importer.stdout.close()
 
 
-def test_what_is_not_jailed_is_seen(tmp_path: Path) -> None:
+def test_what_is_not_jailed_is_seen() -> None:
     """The control: an ordinary process has all of these weaknesses."""
     plain = subprocess.Popen([sys.executable, "-c", SLEEPS])
     try:

@@ -116,39 +116,6 @@ def test_two_scans_at_once_each_see_everything(tmp_path: Path, place: int) -> No
     assert len(through(one).files) == len(through(other).files) == 3 * params.CODE_SLICE
 
 
-def test_rubbish_of_any_depth_is_removed(tmp_path: Path, place: int) -> None:
-    """Deeper than there may be descriptors open, and with directories that are shut."""
-    here, shut = os.open(tmp_path, os.O_RDONLY), []
-    for depth in range(300):
-        os.mkdir("deeper", 0o700, dir_fd=here)
-        os.close(os.open("file", os.O_CREAT, dir_fd=here))
-        inner = os.open("deeper", os.O_RDONLY, dir_fd=here)
-        os.close(here)
-        here = inner
-        if depth % 50 == 0:
-            shut.append(os.dup(here))
-    os.close(here)
-    for directory in shut:
-        os.fchmod(directory, 0)
-        os.close(directory)
-    through(code_files.sweep(place))
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_what_cannot_be_removed_is_not_tried_for_ever(
-    tmp_path: Path, place: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A sweep ends when a round has removed nothing."""
-    (tmp_path / "x").touch()
-
-    def refuse(*_: object, **__: object) -> None:
-        raise PermissionError
-
-    monkeypatch.setattr(os, "unlink", refuse)
-    through(code_files.sweep(place))
-    assert (tmp_path / "x").exists()
-
-
 def test_a_file_is_replaced_as_a_whole_or_not_at_all(
     tmp_path: Path, place: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -159,6 +159,24 @@ def test_a_number_that_is_anothers_by_now_is_not_taken_for_the_jails() -> None:
     assert jailed.init is None
 
 
+def test_a_link_is_deleted_and_not_followed(tmp_path: Path) -> None:
+    """What it leads to keeps its content and its mode, whether it is what is swept or lies in it."""
+    outside = tmp_path / "outside"
+    outside.mkdir(mode=0o500)
+    (tmp_path / "own").mkdir()
+    (tmp_path / "link").symlink_to(outside)
+    (tmp_path / "own" / "link").symlink_to(outside)
+    loop = Loop()
+    sweeper = Sweeper(loop)
+    for name in ("link", "own", "link"):
+        sweeper.sweep(tmp_path / name)
+    while [path.name for path in tmp_path.iterdir()] != ["outside"]:
+        loop.turn()
+    sweeper.close()
+    loop.close()
+    assert outside.stat().st_mode & 0o777 == 0o500
+
+
 def test_memory_is_counted_over_a_whole_family() -> None:
     """A process and its child: tasks, processor and memory of both; shared pages once."""
     read, write = os.pipe()

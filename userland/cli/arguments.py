@@ -12,6 +12,7 @@ from llmos.ipc import protocol
 from llmos.ipc.errors import Code, OpError
 
 _YES_NO = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
+_WANTED = {"boolean": "true or false", "array": "elements with commas between them, or JSON", "object": "JSON"}
 
 
 def pairs(values: Sequence[str]) -> dict[str, str]:
@@ -70,7 +71,7 @@ def convert(name: str, text: str, kind: str, items: str = "string") -> Any:
             case _:
                 return json.loads(text)
     except (ValueError, KeyError):
-        raise OpError(Code.INVALID_ARGUMENT, f"argument {name}: {text!r} is no {kind}") from None
+        raise OpError(Code.INVALID_ARGUMENT, f"argument {name}: {text!r} is no {kind}", _WANTED.get(kind)) from None
 
 
 def of_syscall(values: Sequence[str], call: type[protocol.Syscall]) -> dict[str, Any]:

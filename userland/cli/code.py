@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import sys
 from datetime import datetime
 from pathlib import Path
@@ -10,10 +11,11 @@ from typing import IO, Annotated, Any
 
 import typer
 
+from llmos.ipc.errors import Code, OpError
 from llmos.userland.cli import failure, question, session
 from llmos.userland.cli.output import Column, Format, Output, as_json, line_json, note, rows
 from llmos.userland.sdk import Client
-from llmos.userland.visible import visible
+from llmos.userland.visible import exact, visible
 
 app = typer.Typer(
     name="code", help="Run programs cut off from everything, and see what they made.", no_args_is_help=True
@@ -21,7 +23,21 @@ app = typer.Typer(
 
 PART = 48_000
 """Bytes of a file in one message."""
-Project = Annotated[str, typer.Option("-p", "--project", help="Where it runs: its files are there next time.")]
+_NAME = re.compile(r"[a-z][a-z0-9_]{0,39}")
+
+
+def _project(name: str) -> str:
+    if name and not _NAME.fullmatch(name):
+        raise OpError(
+            Code.INVALID_ARGUMENT, f"{exact(name)} cannot name a project", "lowercase letters, digits and `_`"
+        )
+    return name
+
+
+Project = Annotated[
+    str,
+    typer.Option("-p", "--project", help="Where it runs: its files are there next time.", callback=_project),
+]
 
 
 @app.command(epilog="Example: llmosctl code run plot.py --project numbers --seconds 60 -- --points 100")
@@ -88,13 +104,22 @@ def _status(result: dict[str, Any]) -> int:
 
 def _program(client: Client, project: str, file: str) -> dict[str, str]:
     """A program of this machine; one that does not fit a message goes into the project first."""
-    source = sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes()
+    source = sys.stdin.buffer.read() if file == "-" else _read(Path(file))
     if len(source) <= PART:
         with contextlib.suppress(UnicodeDecodeError):
             return {"source": source.decode()}
     name = "program.py" if file == "-" else Path(file).name
     _put(client, project, name, source)
     return {"file": name}
+
+
+def _read(file: Path) -> bytes:
+    """Raises `OpError(NOT_FOUND)`."""
+    try:
+        return file.read_bytes()
+    except OSError as error:
+        hint = "give a file of this machine; `llmosctl code run --stored` runs one of the project's"
+        raise OpError(Code.NOT_FOUND, f"{visible(str(file))}: {error.strerror}", hint) from None
 
 
 def _put(client: Client, project: str, path: str, content: bytes) -> None:
@@ -169,13 +194,15 @@ def get(
 
 @app.command(epilog="Example: llmosctl code put numbers data.csv")
 def put(
-    project: Annotated[str, typer.Argument(help="One that exists, or a new one.")],
+    project: Annotated[
+        str, typer.Argument(help="One that exists, or a new one: lowercase letters, digits, `_`.", callback=_project)
+    ],
     file: Annotated[Path, typer.Argument(help="Of this machine.")],
     path: Annotated[str, typer.Argument(help="Its path in the project; by default its name.")] = "",
 ) -> None:
     """Put a file into a project, for programs to work on."""
     with session.connect() as client:
-        _put(client, project, path or file.name, file.read_bytes())
+        _put(client, project, path or file.name, _read(file))
 
 
 @app.command(epilog="Example: llmosctl code rm numbers plot.svg")

@@ -94,6 +94,8 @@ def restart(name: _Name) -> None:
     """Start a driver again: one that was given up, or one that runs."""
     with session.connect() as client:
         found = client.call("driver.show", name=name, timeout=5)
+        if found["state"] == "disabled":
+            raise OpError(Code.UNAVAILABLE, f"the driver {name} is disabled", f"llmosctl driver enable {name}")
         client.call("proc.kill", pid=found["pid"], timeout=5)
 
 

@@ -143,7 +143,7 @@ def _source(what: str) -> tuple[Origin, Path | None]:
     path = Path(what).expanduser()
     if what.endswith(".whl"):
         if not path.is_file():
-            raise OpError(Code.NOT_FOUND, f"{visible(what)} is not there, or no file")
+            raise OpError(Code.NOT_FOUND, f"{visible(what)} is not there, or no file", "give the path of a wheel")
         path = path.resolve()
         return Origin("file", str(path)), path
     if "://" in what or what.endswith(_SOURCES):
@@ -152,13 +152,15 @@ def _source(what: str) -> tuple[Origin, Path | None]:
     if "/" in what or what.startswith((".", "~")):
         path = path.resolve()
         if not path.is_dir():
-            raise OpError(Code.NOT_FOUND, f"{visible(what)} is not there, or neither a wheel nor a directory")
+            detail = f"{visible(what)} is not there, or neither a wheel nor a directory"
+            raise OpError(Code.NOT_FOUND, detail, "give the path of a wheel, or of a package's own directory")
         if not (path / "pyproject.toml").is_file():
             raise OpError(
                 Code.INVALID_ARGUMENT, f"{visible(what)} holds no pyproject.toml", "is it the package's own directory?"
             )
         if paths.state_dir().resolve().is_relative_to(path):
-            raise OpError(Code.INVALID_ARGUMENT, f"{visible(what)} holds the system's own directory")
+            detail = f"{visible(what)} holds the system's own directory"
+            raise OpError(Code.INVALID_ARGUMENT, detail, "give the package its own directory, elsewhere")
         return Origin("directory", str(path)), None
     if not _NAME.fullmatch(what):
         hint = "a name such as llmos-weather or 'llmos-weather==1.2', or a path such as ./weather"

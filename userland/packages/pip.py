@@ -87,6 +87,8 @@ def _failed(requirement: str, done: jailed.Outcome) -> OpError:
     missing = "No matching distribution found" in done.reason
     said = cut(visible(done.reason), 300)
     hint = "it has to be there as a wheel, for this Python" if missing else "is it a wheel, for this Python?"
+    if missing and Path(requirement).is_dir():
+        hint = f"for the directory of that name: ./{requirement}"
     return OpError(Code.NOT_FOUND if missing else Code.UNAVAILABLE, f"{visible(requirement)}: pip: {said}", hint)
 
 

@@ -57,6 +57,15 @@ def is_alive(pid: int) -> bool:
     return False
 
 
+def children() -> set[int]:
+    """Processes that this one started, or adopted, zombies included."""
+    found = set()
+    for task in Path("/proc/self/task").iterdir():
+        with suppress(OSError):
+            found |= {int(pid) for pid in (task / "children").read_text().split()}
+    return found
+
+
 def tree(pid: int) -> Tree:
     """Everybody below a process, zombies left out."""
     children: dict[int, list[int]] = defaultdict(list)
@@ -78,16 +87,14 @@ def tree(pid: int) -> Tree:
     return made(pid)
 
 
-def adopt(orphans: bool) -> None:
+def adopt(orphans: bool = True) -> None:
     """Whether whoever loses its parent, below us, becomes our child, and is seen. Source: prctl(2)."""
     ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, int(orphans), 0, 0, 0)
 
 
 def reap() -> None:
     """Zombies that became ours, and that nobody waits for."""
-    for entry in Path("/proc/self/task").iterdir():
-        with suppress(OSError):
-            for pid in (entry / "children").read_text().split():
-                stat = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-                if stat[0] == "Z":
-                    os.waitpid(int(pid), os.WNOHANG)
+    for pid in children():
+        if not is_alive(pid):
+            with suppress(ChildProcessError):
+                os.waitpid(pid, os.WNOHANG)
