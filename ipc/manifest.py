@@ -114,16 +114,20 @@ class Op(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
                 raise _wrong(name, "missing")
 
 
+_Wanted = Annotated[list[Annotated[str, Meta(max_length=1024)]], Meta(max_length=64)]
+"""Each is looked at whenever somebody asks what a program asks for."""
+
+
 class Permissions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What a program asks the user for; nothing of it is given by asking."""
 
-    read: list[str] = []
+    read: _Wanted = []
     """Directories and files to read; `~` is the user's home. Those that do not exist are left out."""
-    write: list[str] = []
-    hosts: list[str] = []
+    write: _Wanted = []
+    hosts: _Wanted = []
     """Hosts to connect to: `imap.example.com:993`, `*.example.org`; without a port, any of its ports."""
-    devices: list[str] = []
-    calls: list[Annotated[str, Meta(max_length=400)]] = []
+    devices: _Wanted = []
+    calls: Annotated[list[Annotated[str, Meta(max_length=400)]], Meta(max_length=64)] = []
     """Capabilities on the bus, in their text form."""
 
     def capabilities(self) -> list[str]:

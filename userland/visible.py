@@ -21,6 +21,11 @@ def visible(text: str) -> str:
     return text if text.isascii() and text.isprintable() else "".join(map(_shown, text))
 
 
+def lines(text: str) -> str:
+    """The same, with line ends and tabs as they are."""
+    return "\n".join("\t".join(map(visible, line.split("\t"))) for line in text.split("\n"))
+
+
 def exact(value: object) -> str:
     """A value as JSON on one line that holds no unseen character, so that different values look different."""
     text = json.dumps(value, ensure_ascii=False, default=_unknown)

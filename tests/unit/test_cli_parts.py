@@ -11,7 +11,7 @@ import typer
 
 from llmos.ipc import protocol
 from llmos.ipc.connection import Unreachable
-from llmos.userland.cli import arguments, failure, main, output, process, words
+from llmos.userland.cli import arguments, ask, failure, main, output, process, words
 from llmos.userland.sdk import Code, OpError
 
 
@@ -156,3 +156,15 @@ def test_a_log_cannot_command_the_terminal(capsys: pytest.CaptureFixture[str]) -
     """What a process wrote is shown as it is, tabs apart."""
     process._print_lines({"lines": ["a\tb", "\x1b]0;owned\x07\x1b[2J", "\u202eevil"]})
     assert capsys.readouterr().out == "a\tb\n\\x1b]0;owned\\x07\\x1b[2J\n\\u202eevil\n"
+
+
+def test_an_answer_cannot_command_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    """The model repeats what it has read; letters and emoji stay as they are."""
+    ask._tell({"stage": "answer", "text": "a\x1b]0;x\x07\x9b2J\n❤️"}, output.Format.TABLE)
+    assert capsys.readouterr().out == "a\\x1b]0;x\\x07\\x9b2J\n❤️"
+
+
+def test_an_error_cannot_command_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    """What it says may be a driver's own words."""
+    failure.print_error("call.denied", "no\x1b[2J\nreally", "\x9b2J")
+    assert capsys.readouterr().err == "error[call.denied]: no\\x1b[2J\nreally\nhint: \\x9b2J\n"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,17 @@ HOSTILE = {
     "a nested table": "a = " + "{a=" * 20_000,
 }
 
+SOUND = """
+name = "evil"
+version = "1"
+summary = "A driver"
+entry = "evil.driver:Evil"
+[ops.now]
+effect = "read"
+summary = "The time"
+[permissions]
+"""
+
 
 @pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE)
 def test_a_manifest_made_to_break_its_reader_is_refused(tmp_path: Path, text: str) -> None:
@@ -28,3 +40,15 @@ def test_a_manifest_made_to_break_its_reader_is_refused(tmp_path: Path, text: st
         load_driver(place)
     assert caught.value.code is Code.INVALID_ARGUMENT
     assert "unknown field" not in caught.value.detail, "it was read to its end"
+
+
+@pytest.mark.parametrize("kind", ["read", "write", "hosts", "devices", "calls"])
+def test_what_a_program_asks_for_is_bounded(tmp_path: Path, kind: str) -> None:
+    """The kernel goes through it whenever somebody lists the drivers."""
+    place = tmp_path / "manifest.toml"
+    place.write_text(f"{SOUND}{kind} = {json.dumps(['a.read'] * 64)}")
+    load_driver(place)
+    for many in (["a.read"] * 65, ["a" * 1025]):
+        place.write_text(f"{SOUND}{kind} = {json.dumps(many)}")
+        with pytest.raises(OpError, match=kind):
+            load_driver(place)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any
@@ -12,6 +13,7 @@ from llmos.userland.cli import session
 from llmos.userland.cli.output import Format, Output, as_json, line_json, note, plain
 
 AGENT = "assistant"
+_COMMANDS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 STAGES: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "tool": lambda step: f"{plain(step.get('summary'))} ({step.get('op')})",
@@ -45,7 +47,7 @@ def ask(
     if output is not Format.TABLE:
         as_json(result, output)
     else:
-        print("" if said else result.get("answer") or "No answer.")
+        print("" if said else _tame(str(result.get("answer") or "No answer.")))
         for number, card in enumerate(result.get("cards", ()), 1):
             _show(number, card)
         if timings:
@@ -61,9 +63,14 @@ def _tell(step: Mapping[str, Any], output: Format) -> str:
         note(f"· {STAGES[stage](step)}")
     elif stage == "answer" and output is Format.TABLE:
         piece = str(step.get("text", ""))
-        print(piece, end="", flush=True)
+        print(_tame(piece), end="", flush=True)
         return piece
     return ""
+
+
+def _tame(text: str) -> str:
+    """The model's words, which may be a stranger's: without the characters that a terminal obeys."""
+    return _COMMANDS.sub(lambda found: repr(found[0])[1:-1], text)
 
 
 def _show(number: int, card: Mapping[str, Any]) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 from llmos.ipc.connection import Unreachable
 from llmos.ipc.errors import Code, OpError
+from llmos.userland.visible import lines
 
 FAILED, USAGE, NOT_FOUND, DENIED, APPROVAL, UNREACHABLE, NO_MODEL, CONFLICT = 1, 2, 3, 4, 5, 6, 7, 8
 TIMEOUT, INTERRUPT = 124, 130
@@ -83,7 +84,7 @@ def show(error: OpError) -> int:
 
 
 def print_error(name: str, detail: str, hint: str | None) -> None:
-    """The two lines of every error."""
-    print(f"error[{name}]: {detail}", file=sys.stderr)
+    """The two lines of every error. They may be a stranger's words: a terminal obeys none of them."""
+    print(f"error[{name}]: {lines(detail)}", file=sys.stderr)
     if hint:
-        print(f"hint: {hint}", file=sys.stderr)
+        print(f"hint: {lines(hint)}", file=sys.stderr)

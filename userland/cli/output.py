@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from llmos.userland.visible import exact, visible
+from llmos.userland.visible import exact, lines, visible
 
 Record = Mapping[str, Any]
 
@@ -119,8 +119,8 @@ def line_json(value: object) -> None:
 
 
 def note(text: str) -> None:
-    """For people, beside the data."""
-    print(text, file=sys.stderr, flush=True)
+    """For people, beside the data. A stranger's words may be in it: a terminal obeys none of them."""
+    print(lines(text), file=sys.stderr, flush=True)
 
 
 def _table(titles: Sequence[str], cells: Iterable[Sequence[str]], columns: Sequence[Column]) -> None:

@@ -14,6 +14,7 @@ from llmos.userland import profiles
 from llmos.userland.cli import arguments, failure, perm, question, session, system, words
 from llmos.userland.cli.output import Column, Format, Output, as_json, line_json, note, record, rows
 from llmos.userland.sdk import Client
+from llmos.userland.visible import lines as as_lines
 from llmos.userland.visible import visible
 
 FOLLOW_S = 0.3
@@ -174,7 +175,7 @@ def logs(
 def _print_lines(told: dict[str, Any]) -> None:
     """A stranger's words; a terminal obeys none of them."""
     for line in told["lines"]:
-        print("\t".join(map(visible, line.split("\t"))), flush=True)
+        print(as_lines(line), flush=True)
 
 
 def _seconds(text: str) -> float:
