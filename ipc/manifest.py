@@ -23,6 +23,8 @@ from llmos.ipc.protocol import Effect, Name
 
 MAX_MANIFEST = 128 * 1024
 """Bytes of a manifest."""
+MAX_DOTS = 100
+"""In one line of it: what reads TOML takes a time that grows with the square of a dotted key's parts."""
 
 ArgType = Literal["string", "integer", "number", "boolean", "array", "object"]
 Role = Literal["", "query", "period", "host", "path", "count", "cursor"]
@@ -246,7 +248,7 @@ def _entries(group: str, place: Path | None) -> set[tuple[str, str]]:
     for distribution in where:
         try:
             found |= {(point.name, point.module) for point in distribution.entry_points if point.group == group}
-        except (ValueError, OSError, AttributeError, configparser.Error):  # somebody else's broken file
+        except (ValueError, OSError, AttributeError, TypeError, configparser.Error):  # somebody else's broken file
             continue
     return found
 
@@ -274,12 +276,14 @@ def _load(path: Path, kind: type[_M]) -> _M:
             raw = stream.read(MAX_MANIFEST + 1)
         if len(raw) > MAX_MANIFEST:
             raise OpError(Code.INVALID_ARGUMENT, f"{path}: larger than {MAX_MANIFEST} bytes")
+        if any(line.count(b".") > MAX_DOTS for line in raw.split(b"\n")):
+            raise OpError(Code.INVALID_ARGUMENT, f"{path}: a line with more than {MAX_DOTS} dots")
         data = tomllib.loads(raw.decode())
         data["directory"] = str(path.parent)
         return msgspec.convert(data, kind, strict=True)
     except OSError as error:
         raise OpError(Code.NOT_FOUND, f"{path}: {error.strerror}") from None
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError, msgspec.ValidationError, RecursionError) as error:
+    except (ValueError, msgspec.ValidationError, RecursionError) as error:  # of TOML, UTF-8, or a number too long
         raise OpError(Code.INVALID_ARGUMENT, f"{path}: {error}") from None
 
 

@@ -826,8 +826,9 @@ class RunCode(Syscall, frozen=True):
     itself; `stdout` and `stderr` hold the first 16,000 bytes each, `truncated` that there was more; `change` is `new`, `changed` or
     `removed`, `more` counts files that did not fit.
     The project takes on the label of the call, and the answer has the project's. To run a `file` of an untrusted project needs the
-    user's approval.
-    Errors: `INVALID_ARGUMENT` (not exactly one of source and file), `NOT_FOUND` (no such file), `BUSY` (a program runs in the project,
+    user's approval, of what it holds when she is asked.
+    Errors: `INVALID_ARGUMENT` (not exactly one of source and file), `NOT_FOUND` (no such file), `CONFLICT` (the project was changed
+    while she was asked), `BUSY` (a program runs in the project,
     or too many run), `TOO_LARGE` (the project is full), `UNAVAILABLE` (no jail here).
     """
 

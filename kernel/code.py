@@ -30,7 +30,7 @@ from llmos.kernel.calls import Call
 from llmos.kernel.capability import USER
 from llmos.kernel.code_projects import Project, Projects
 from llmos.kernel.code_run import Output, Run, policy, sealed
-from llmos.kernel.code_usage import look
+from llmos.kernel.code_usage import Usage, look
 from llmos.kernel.flow import Decision, Request, Verdict
 from llmos.kernel.jail import JailError, Layer, Report, spawn
 from llmos.kernel.journal import Journal
@@ -240,7 +240,7 @@ class CodeRuns:
         self._look_at(run)
 
     def _stop_waiting(self, run: Run) -> None:
-        """For the jail to be closed. What is unwatched must still be open: `kill` may close it."""
+        """For the jail to be closed."""
         if run.closing and run.jailed is not None:
             run.closing = False
             self._loop.unwatch(run.jailed)
@@ -249,7 +249,15 @@ class CodeRuns:
         """What it uses; from time to time."""
         if run.over or run.why or run.jailed is None:
             return
-        run.used = look(run.jailed.monitor, os.fstat(run.directory).st_dev, run.used)
+        began = self._loop.clock()
+        used = look(run.jailed.monitor, os.fstat(run.directory).st_dev, run.used)
+        self._slowly(used, lambda told: self._judge(run, told, began), lambda error: self._end(run, error.detail))
+
+    def _judge(self, run: Run, used: Usage, began: float) -> None:
+        """Whether it may go on like this; the more of it there is, the longer until the next look."""
+        if run.over or run.why:
+            return
+        run.used = used
         full = self.projects.room()
         if run.used.now_mb > run.args.memory_mb:
             self._end(run, f"it needed more than {run.args.memory_mb} MB")
@@ -261,7 +269,8 @@ class CodeRuns:
             run.looking = True
             scan = code_files.scan(run.directory)
             self._slowly(scan, lambda found: self._looked(run, found), lambda error: self._end(run, error.detail))
-        run.watch = self._loop.later(params.CODE_WATCH_S, lambda: self._look_at(run))
+        pause = min(max(params.CODE_WATCH_S, 10 * (self._loop.clock() - began)), params.CODE_WATCH_MOST_S)
+        run.watch = self._loop.later(pause, lambda: self._look_at(run))
 
     def _looked(self, run: Run, found: code_files.Listing) -> None:
         run.looking = False
@@ -300,16 +309,18 @@ class CodeRuns:
         self._unwatch(output)
         self._loop.later(params.CODE_PAUSE_S, partial(self._watch, run))
 
-    def _read(self, run: Run, output: Output) -> None:
+    def _read(self, run: Run, output: Output) -> bool:
+        """Whether there was something, or its end."""
         try:
             text = output.take()
         except BlockingIOError:
-            return
+            return False
         if text:
             label, source = self.told_by(run.args.project, run.call)
             run.call.chunk({"stream": output.name, "text": text}, label, source)
         if output.over:
             self._end(run, f"it wrote more than {run.args.output_bytes:,} bytes to {output.name}")
+        return True
 
     # -- its end ---------------------------------------------------------------------------------------------------
 
@@ -335,8 +346,8 @@ class CodeRuns:
         run.end_by(None)
         for output in run.outputs:
             self._unwatch(output)
-            while not output.ended:
-                self._read(run, output)
+            while not output.ended and self._read(run, output):
+                pass  # one may stay open without a process, in flight in a socket that is in flight itself
         run.over = True
         run.take_report()
         if run.call.done:
@@ -360,6 +371,7 @@ class CodeRuns:
 
     def _forget(self, run: Run) -> None:
         run.over = True
+        self.projects.touch(run.args.project)
         run.close()
         self._processes.remove(run.process)
         self._runs.pop(run.process.pid, None)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +36,8 @@ class Project:
     label: Label
     made: float
     """Seconds since 1970 UTC."""
+    changed: int = 0
+    """Another number whenever something may have been put into it, in this kernel's life."""
     taints: tuple[int, ...] = ()
     """What explains its label, as far as it was raised in this kernel's life."""
 
@@ -56,6 +58,7 @@ class Projects:
         self._known: dict[str, Project] = {}
         for row in self._kept.load():
             self._known[row["id"]] = Project(row["id"], Label.from_wire(row["label"]), row["made"])
+        self._changes = 0
         self._root = -1
         self.rubbish = -1
         """Descriptor of the directory of what was removed; -1 while there are no projects."""
@@ -82,6 +85,23 @@ class Projects:
         """What explains its label."""
         project = self._known.get(name)
         return project.taints if project is not None else ()
+
+    def touch(self, name: str) -> None:
+        """Something may have been put into it."""
+        if name in self._known:
+            self._changes += 1
+            self._known[name].changed = self._changes
+
+    def pin(self, name: str) -> Callable[[], None]:
+        """What the user is asked about is what it holds now. → raises `OpError(CONFLICT)` once it may hold something else."""
+        seen = self._known.get(name)
+        changed = seen.changed if seen is not None else 0
+
+        def check() -> None:
+            if self._known.get(name) is not seen or (seen is not None and seen.changed != changed):
+                raise OpError(Code.CONFLICT, f"the project {name} was changed while the user was asked", "ask again")
+
+        return check
 
     def path(self, name: str) -> Path:
         return self._path / name
@@ -116,6 +136,7 @@ class Projects:
             project = Project(name, TOP if unknown else BOTTOM, time.time())
             self._kept.save(project.to_row())
             self._known[name] = project
+        self.touch(name)
         raised = project.label | label
         if raised != project.label:
             self._kept.save({**project.to_row(), "label": raised.to_wire()})

@@ -246,7 +246,7 @@ class Broker:
                 raise OpError(Code.TOO_LARGE, f"a request has at most {asking.MAX_REQUEST} bytes")
             connection.host, connection.port = asking.parse_request(await self._exactly(connection.sock, size))
         connection.answer = self._loop.create_future()
-        self._tell(frames.Ask(connection.n, connection.pid, connection.host, connection.port))
+        self._tell(frames.Ask(connection.n, connection.pid, connection.host, connection.port, connection.began))
         async with _at_most(params.EGRESS_REQUEST_S, "the kernel did not answer"):
             grant = await connection.answer
         async with _at_most(params.EGRESS_CONNECT_S, f"{connection.host} did not answer"):

@@ -18,6 +18,8 @@ class Ask(msgspec.Struct, tag="ask", frozen=True):
     """As the operating system says."""
     host: str
     port: int
+    since: float
+    """When it connected to the broker, on the monotonic clock: a process born later is another one with its number."""
 
 
 class Moved(msgspec.Struct, tag="moved", frozen=True):

@@ -32,6 +32,8 @@ from llmos.kernel.capability import USER, Capability, Right
 from llmos.kernel.cgroup import Groups
 from llmos.kernel.choices import Choices
 from llmos.kernel.code import CodeRuns
+from llmos.kernel.drivers import Drivers
+from llmos.kernel.engine import Engine
 from llmos.kernel.events import Events
 from llmos.kernel.forward import NOTHING, Forwarder
 from llmos.kernel.health import Health
@@ -42,7 +44,7 @@ from llmos.kernel.launch import Places
 from llmos.kernel.loop import Loop, Timer
 from llmos.kernel.peers import Peer, Peers
 from llmos.kernel.process import Kind, LogRing, Process, ProcessTable, State, now
-from llmos.kernel.programs import Changes, Programs
+from llmos.kernel.programs import Programs
 from llmos.kernel.spares import Command
 from llmos.kernel.supervisor import Supervisor
 from llmos.kernel.topics import Topics
@@ -124,10 +126,19 @@ class Kernel:
         self.authority.judges[protocol.RunCode.OP] = self.code.judge
         self.choices = Choices(stores.journal)
         self.forwarder.off = self.choices.off
-        self._declared: dict[str, list[str]] = {}
-        """Driver → the capabilities it has by its manifest alone."""
-        self._core_process: Process | None = None
-        self._core_start: Timer | None = None
+        self.drivers = Drivers(
+            loop,
+            self.programs,
+            self.processes,
+            self.supervisor,
+            self.authority,
+            self.forwarder,
+            self.topics,
+            self.choices,
+            self.revoked,
+            self._check_ready,
+        )
+        self.engine = Engine(loop, self.model, self.processes, self.supervisor, stores.journal)
         self._clock_timer: Timer | None = None
         self._clock_due = float("inf")
         self._anchor: Timer | None = None
@@ -175,97 +186,10 @@ class Kernel:
         if process is not None:
             self.supervisor.restart(process)
 
-    def start_drivers(self) -> None:
-        for name in self.programs.drivers:
-            self.start_driver(name)
-
-    def start_driver(self, name: str) -> None:
-        """Unless the user has switched it off, or it is there. Calls may come from now on."""
-        if name not in self.choices.off and self.processes.named(name) is None:
-            self._start_alone(self.processes.add(Kind.DRIVER, name, manifest=self.programs.drivers[name]))
-
-    def _start_alone(self, process: Process) -> None:
-        """Once an earlier one of its name has ended: two would share a state directory."""
-        if self.supervisor.ending(process.name):
-            self.loop.later(params.LEAVING_S, lambda: self._start_alone(process))
-        elif not process.born and self.processes.named(process.name) is process:
-            self.supervisor.start(process)
-
-    def end_driver(self, name: str, why: str) -> None:
-        """For good: nothing starts it again by itself."""
-        process = self.processes.named(name)
-        if process is not None:
-            self.supervisor.retire(process)
-            self.processes.remove(process)
-            self.forwarder.given_up(process, why)
-            self._check_ready()
-
     def watch(self) -> None:
         """See to it that everybody answers and nobody takes too much."""
         self.health.start()
         self.watchdog.start()
-
-    def rescan(self) -> Changes:
-        """Something was installed or removed: new drivers start, changed ones start again, removed ones end."""
-        changes = self.programs.scan()
-        for name in (*changes.removed, *changes.changed):
-            self.revoked([cap for one in self._declared.pop(name, []) for cap in self.caps.revoke(one)], "removed")
-        for name in changes.removed:
-            self.end_driver(name, "it was removed")
-        for name in (*changes.added, *changes.changed):
-            manifest = self.programs.drivers[name]
-            self._admit(name)
-            self.topics.declare_for(manifest)
-            process = self.processes.named(name)
-            if process is None:
-                self.start_driver(name)
-            else:
-                process.manifest = manifest
-                self.supervisor.restart(process)
-        return changes
-
-    def _admit(self, name: str) -> None:
-        """What a driver is by being installed: its label, and its own topics to publish on."""
-        manifest = self.programs.drivers[name]
-        if manifest.topics:
-            own = Right("bus", "publish", {"topic": tuple(manifest.topics)})
-            self._declared[name] = [self.caps.mint(name, own, "its manifest declares them").id]
-        self.authority.born(name, self.forwarder.driver_label(name), "its manifest", fixed=True)
-
-    def choose_model(self, name: str | None) -> None:
-        """The model of this run: the one named, else the one last chosen, else a default. Raises `OpError(NOT_FOUND)`.
-
-        It is loaded after the drivers have started, so that it does not hold them up.
-        """
-        remembered = self.journal.get("model")
-        if name is None and remembered is not None and self.model.choose(remembered) is not None:
-            name = remembered  # one that has been removed since is no reason not to boot
-        self.model.name = self._present(name)
-        if self.model.name is not None:
-            self.model.state = "starting"
-            self._core_start = self.loop.later(params.CORE_START_S, self._start_core)
-
-    def load_model(self, name: str) -> None:
-        """Take another model, from now on. Raises `OpError(NOT_FOUND)`."""
-        self.model.name = self._present(name)
-        self._start_core()
-
-    def _present(self, name: str | None) -> str | None:
-        chosen = self.model.choose(name)
-        if chosen is None and name is not None:
-            hint = f"llmosctl model pull {name}, or see `llmosctl model ls`"
-            raise OpError(Code.NOT_FOUND, f"no model {name!r} is installed", hint)
-        return chosen
-
-    def _start_core(self) -> None:
-        if self._core_start is not None:
-            self._core_start.cancel()
-            self._core_start = None
-        if self._core_process is None:
-            self._core_process = self.processes.add(Kind.CORE, "core")
-            self.supervisor.start(self._core_process)
-        else:
-            self.supervisor.restart(self._core_process)
 
     def load_grants(self) -> None:
         """The user's own right, what she granted before, and what every program is by being installed."""
@@ -286,8 +210,7 @@ class Kernel:
             about = (grant.holder, right, grant.origin)
             kept = self.caps.mint(*about, id=grant.id, reason=grant.reason, spent=spent, parent=own.id)
             self.caps.keep(kept)
-        for name in self.programs.drivers:
-            self._admit(name)
+        self.drivers.admit_all()
         for app in self.apps:
             self.authority.app_born(app_holder(app.name))
         self._on_time()
@@ -463,7 +386,12 @@ class Kernel:
         if header.keep:
             self.authority.spend_outcome(peer.holder)
 
+        file = args if isinstance(args, protocol.RunCode) and args.file is not None else None
+        unchanged = self.code.projects.pin(file.project) if file is not None else None
+
         def go() -> None:
+            if unchanged is not None:
+                unchanged()
             result = syscalls.HANDLERS[syscall.OP](self, syscalls.Request(peer, call), args)
             if result is not None:
                 call.reply(result)
@@ -546,9 +474,11 @@ class Kernel:
         self.peers.drop_all(lambda peer: peer.holder == app_holder(name), "its key was taken back")
 
     def process_ready(self, process: Process, status: str) -> None:
-        """It serves: hand it what waited."""
+        """It serves: hand it what waited, unless it is about to be started again."""
         process.status = status
         self.supervisor.ready(process)
+        if process.state is not State.READY:
+            return
         log.info(
             "process.ready", pid=process.pid, name=process.name, dur_ms=round((self.loop.clock() - process.born) * 1000)
         )
@@ -562,8 +492,7 @@ class Kernel:
         if not self.ready_s and all(process.state not in (State.STARTING, State.WAITING) for process in boot):
             self.ready_s = self.loop.clock() - self.booted
             log.info("boot.ready", dur_ms=round(self.ready_s * 1000))
-            if self._core_start is not None:
-                self._start_core()
+            self.engine.drivers_ready()
             self._expect_agents()
             self.on_ready()
 
@@ -680,7 +609,7 @@ class Kernel:
     def _trust(self, holder: str) -> None:
         """`label.trust` was given to it, or taken back."""
         if holder in self.programs.drivers:
-            self.authority.born(holder, self.forwarder.driver_label(holder), "its manifest", fixed=True)
+            self.drivers.trust_changed(holder)
         elif holder not in {app_holder(app.name) for app in self.apps}:
             return
         elif self.caps.can(holder, "label", "trust"):
@@ -696,8 +625,8 @@ class Kernel:
                 self.supervisor.stop(process)  # its jail cannot be narrowed, and it cannot start again
 
     def _model_changed(self) -> None:
-        if self.model.state in ("ready", "failed") and self._core_process is not None:
-            self.supervisor.ready(self._core_process)  # one that could not load its model is up, and can load another
+        if self.model.state in ("ready", "failed"):
+            self.engine.settled()
         self.topics.publish("sys.model", {"state": self.model.state, "model": self.model.name or ""}, "kernel")
 
     def _approval_changed(self, approval: Approval) -> None:

@@ -63,9 +63,9 @@ def main(argv: list[str] | None = None) -> int:
         )
         _set_up_signals(kernel)
         kernel.start_gates()  # from here on anybody can connect
-        kernel.start_drivers()
+        kernel.drivers.start_all()
         kernel.watch()
-        kernel.choose_model(arguments.model)  # loaded once the drivers are up
+        kernel.engine.choose(arguments.model)  # loaded once the drivers are up
         loop.run()
         if kernel.failed is not None:
             raise kernel.failed

@@ -125,7 +125,8 @@ class Egress:
             self._resolver = _resolver()
             self._restart()
             return
-        process = next((one for one in self._processes if one.os_pid == ask.pid and one.alive), None)
+        alive = (one for one in self._processes if one.os_pid == ask.pid and one.alive)
+        process = next((one for one in alive if one.born <= ask.since), None)
         unheard_of = any(one.state is State.STARTING and not one.os_pid for one in self._processes)
         if process is None and unheard_of and not again:  # one whose start we are about to hear of
             link = self._link  # its numbers mean nothing to the next broker

@@ -115,6 +115,7 @@ CODE_DEPTH = 16  # directories inside one another in a project
 CODE_DISK_LEFT = 512 << 20  # bytes that must stay free on the disk while programs run
 CODE_INODES_LEFT = 5_000  # files that must still find room there
 CODE_WATCH_S = 0.2  # seconds between two looks at what a program uses
+CODE_WATCH_MOST_S = 0.6  # the same, of one with many processes
 CODE_PAUSE_S = 0.01  # seconds between two blocks that are taken of one's output
 CODE_SLICE = 64  # entries of a project that are looked at before the loop goes on
 CODE_OPEN_FILES = 64  # descriptors of one process

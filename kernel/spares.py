@@ -21,7 +21,7 @@ import structlog
 
 from llmos.ipc.errors import OpError
 from llmos.kernel import params
-from llmos.kernel.jail import Jailed, JailError, Layer, Policy, spawn
+from llmos.kernel.jail import Jailed, JailError, Layer, Policy, spawn, view
 from llmos.kernel.loop import Loop, Timer
 
 log = structlog.get_logger()
@@ -77,6 +77,8 @@ def start(command: Command, layers: frozenset[Layer], prefix: Sequence[str]) -> 
         if own is not None:
             own.rmdir()
         raise
+    if jailed.stderr is not None:
+        os.set_blocking(jailed.stderr.fileno(), False)
     return Start(jailed, own)
 
 
@@ -93,10 +95,17 @@ def give(jailed: Jailed, orders: bytes) -> None:
             raise OSError(errno.E2BIG, "its orders are too long for a pipe")
 
 
+def _shown(command: Command) -> list[tuple[str, int, int]]:
+    """What its jail is to show, as it is now. Raises `JailError` for what is not there."""
+    return view.identities(command.policy)
+
+
 @dataclass(eq=False)
 class _Spare:
     command: Command
     start: Start
+    shows: list[tuple[str, int, int]]
+    """What its jail was to show when it was made: paths, with device and inode."""
     closed: bool = False
     """Whether its jail is."""
 
@@ -133,8 +142,12 @@ class Spares:
         if not command.orders or self._ended:
             return None
         self.expect(command)
-        for spare in self._spares:
-            if spare.closed and spare.command.fits(command) and spare.start.jailed.poll() is None:
+        fitting = [one for one in self._spares if one.closed and one.command.fits(command)]
+        shows = _shown(command) if fitting else []
+        for spare in fitting:
+            if spare.shows != shows:  # a directory was renamed, mounted upon or upgraded: it would see the one before
+                self._end(spare)
+            elif spare.start.jailed.poll() is None:
                 self._spares.remove(spare)
                 return spare.start
         return None
@@ -172,11 +185,12 @@ class Spares:
             self._end(self._spares[0])
         command = (lacking or self._wanted)[0]
         try:
+            shows = _shown(command)
             made = self._start(command)
         except (JailError, OSError, OpError) as error:
             log.warning("spare.failed", err=str(error))
             return
-        spare = _Spare(command, made)
+        spare = _Spare(command, made, shows)
         self._spares.append(spare)
         self._loop.watch(made.jailed, lambda: self._closed(spare))
 

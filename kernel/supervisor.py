@@ -105,7 +105,6 @@ class Supervisor:
             process.os_pid = jailed.pid
         self._order(process, made, command.orders)
         if jailed.stderr is not None:
-            os.set_blocking(jailed.stderr.fileno(), False)
             self._loop.watch(jailed.stderr, lambda: self._drain(process, jailed))
         self._expect(process, params.LOAD_S if process.kind is Kind.CORE else params.HELLO_S, "it did not say hello")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import subprocess
 import time
 from collections import deque
@@ -47,7 +48,7 @@ class Sweeper:
                 self._running.wait(max(0.0, end - time.monotonic()))
             except subprocess.TimeoutExpired:
                 self._waiting.clear()
-                self._running.kill()
+                os.killpg(self._running.pid, signal.SIGKILL)  # it is not reaped yet, and its commands are in its group
             self._over()
 
     def _next(self) -> None:

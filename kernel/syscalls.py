@@ -385,7 +385,7 @@ def _text(value: Any) -> str:
 
 @syscall(protocol.LoadModel)
 def _load(kernel: Kernel, request: Request, args: protocol.LoadModel) -> Result:
-    kernel.load_model(args.model)
+    kernel.engine.load(args.model)
     kernel.model.loaded(request.call, lambda: kernel.journal.set("model", args.model))
     return None
 
@@ -451,7 +451,7 @@ def _labelled(kernel: Kernel, request: Request, answer: dict[str, Any], said_by:
 
 @syscall(protocol.ScanDrivers)
 def _scan(kernel: Kernel, request: Request, args: protocol.ScanDrivers) -> Result:  # noqa: ARG001
-    changes = kernel.rescan()
+    changes = kernel.drivers.rescan()
     return {
         "added": changes.added,
         "changed": changes.changed,

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 def _disable(kernel: Kernel, request: Request, args: protocol.DisableDriver) -> Result:  # noqa: ARG001
     _known(kernel, args.name)
     kernel.choices.switch(args.name, off=True)
-    kernel.end_driver(args.name, "it is disabled")
+    kernel.drivers.end(args.name, "it is disabled")
     return {"name": args.name, "state": "disabled"}
 
 
@@ -26,7 +26,7 @@ def _disable(kernel: Kernel, request: Request, args: protocol.DisableDriver) -> 
 def _enable(kernel: Kernel, request: Request, args: protocol.EnableDriver) -> Result:  # noqa: ARG001
     _known(kernel, args.name)
     kernel.choices.switch(args.name, off=False)
-    kernel.start_driver(args.name)
+    kernel.drivers.start(args.name)
     process = kernel.processes.named(args.name)
     return {"name": args.name, "state": process.state.value if process is not None else "waiting"}
 

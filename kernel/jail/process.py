@@ -93,7 +93,7 @@ class Jailed:
         return self._process.stderr
 
     def fileno(self) -> int:
-        """The status socket: readable when `started` will not block; -1 once `started` has the outcome."""
+        """The status socket: readable from when `started` will not block until `wait` has closed it, so that a loop can keep it."""
         return self._status.fileno()
 
     def started(self, timeout: float | None = None) -> Started:
@@ -104,7 +104,6 @@ class Jailed:
         """
         if self._outcome is None:
             self._outcome = self._receive(timeout)
-            self._status.close()
         if isinstance(self._outcome, JailError):
             raise self._outcome
         return self._outcome
@@ -119,7 +118,7 @@ class Jailed:
         if word == "closed":
             pid, _, _ = _UCRED.unpack(ancillary[0][2])
             if self._mounts and not self._share_pid:
-                self._init = _parent_of(pid)
+                self._init = self._init_above(pid)
             return Started(pid, int(detail))
         if word == "failed":
             return JailError(
@@ -127,6 +126,11 @@ class Jailed:
             )
         # It ended without a word: bubblewrap failed, or the interpreter did not come up. Either has said why on stderr.
         return JailError("the jail could not be built; the reason is on its standard error", "")
+
+    def _init_above(self, pid: int) -> int | None:
+        """The parent of a process of ours; None when it has ended, and the number may be somebody else's by now."""
+        init = _parent_of(pid)
+        return init if init is not None and _parent_of(init) == self._process.pid else None
 
     @property
     def init(self) -> int | None:
@@ -374,5 +378,5 @@ def _parent_of(pid: int) -> int | None:
     try:
         # The name, in parentheses, may itself contain anything.
         return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):
         return None

@@ -52,7 +52,7 @@ def test_an_agent_that_is_killed_is_an_error_at_once(with_model: System) -> None
 
     thread = threading.Thread(target=wait)
     thread.start()
-    row = with_model.until(lambda: (found := agent_row(with_model)) and found["os_pid"] and found)
+    row = with_model.until(lambda: (found := agent_row(with_model)) and found["state"] == "ready" and found)
     died = time.monotonic()
     os.kill(row["os_pid"], signal.SIGKILL)
     thread.join(10)

@@ -63,7 +63,7 @@ def test_an_author_can_follow_it(tmp_path_factory: pytest.TempPathFactory) -> No
     assert "12 °C" in done.stdout
     assert "58.1 °F" in done.stdout
     assert re.search(r"llmos-weather +0\.1\.0 +0\.2\.0", done.stdout)
-    assert done.stdout.count("\ngold\n") == 3
+    assert done.stdout.count("\ngold\n") == 4
     assert list((system / "packages").glob("[!.]*")) == []
     assert [path.name for path in (system / "drivers").iterdir() if "weather" in path.name] == []
 

@@ -113,6 +113,29 @@ def test_a_strangers_program_asks_whoever_runs_it(project: World) -> None:
     assert answer.label[0] == "u"
 
 
+class Late(User):
+    """Answers when the file that is asked about has become another."""
+
+    def _answer(self) -> None:
+        for event in self._events:
+            evil = {"project": "p", "path": "mine.py", "text": "print('another')"}
+            self._connection.call("code.write", evil)
+            self._connection.call("approval.answer", {"id": event.data["id"], "answer": "once"})
+            return
+
+
+def test_an_approval_is_for_what_the_file_held(project: World) -> None:
+    """What is written into a project while the user is asked about a file in it is not what she said yes to."""
+    project.user.call("code.write", {"project": "p", "path": "mine.py", "text": "print('mine')"})
+    with User(project.system, "once"):
+        project.run('call("post.inbox"); call("code.write", {"project": "p", "path": "x", "text": ""})', allow=CODE)
+    run = 'told["got"] = call("code.run", {"project": "p", "file": "mine.py"})'
+    with Late(project.system, "once"):
+        assert project.run(run, allow=CODE)["got"]["error"] == "CONFLICT"
+    with User(project.system, "once"):
+        assert project.run(run, allow=CODE)["got"]["result"]["stdout"] == "another\n"
+
+
 def test_what_is_passed_by_reference_taints_the_project_alone(project: World) -> None:
     """An agent hands a stranger's words to a program of its own without reading them, and stays trusted; as the source they ask."""
     script = """

@@ -140,3 +140,27 @@ def test_the_kernel_dies_and_takes_everything_with_it(system: System) -> None:
     system.stop(kill=True)
     system.until(lambda: not [pid for pid in pids if Path(f"/proc/{pid}").exists()], 5)
     assert system.start()["ready"]
+
+
+def test_a_call_waits_for_the_jail_that_shows_what_was_granted(system: System) -> None:
+    """A driver that gets ready just before it is started again for a grant is not handed what waited for that."""
+    system.params = {"REJAIL_S": 2.0}
+    (system.home / "notes").mkdir()
+    (system.home / "notes" / "a.txt").write_text("a")
+    assert system.start()["ready"], system.log()
+    user = system.connect()
+    user.call("proc.kill", {"pid": system.process_named("filesystem")["pid"], "force": True})
+    system.until(lambda: system.process_named("filesystem")["state"] == "starting")
+    user.call("perm.grant", {"holder": "filesystem", "cap": f"fs.read(path={system.home / 'notes'})"})
+    found = user.call("filesystem.list", {"path": str(system.home / "notes")})
+    assert "a.txt" in str(found["items"])
+
+
+def test_more_drivers_than_there_is_room_for_do_not_keep_the_system_down(system: System) -> None:
+    """A package can bring hundreds: those that do not fit are left out, and it says so."""
+    system.params["MAX_PROCESSES"] = 2
+    assert system.start()["ready"], system.log()
+    drivers = system.connect().call("driver.list")["drivers"]
+    assert len([row for row in drivers if row["state"] == "ready"]) == 1
+    assert any(row["state"] == "off" for row in drivers)
+    assert "driver.no_room" in system.log()

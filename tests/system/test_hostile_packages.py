@@ -264,6 +264,10 @@ def test_who_writes_without_end_is_ended(tmp_path: Path, monkeypatch: pytest.Mon
 def test_what_no_honest_wheel_leaves_behind(tmp_path: Path) -> None:
     """Should it have got past pip: links, pipes, setuid files, metadata too large to look at, and a forged origin."""
 
+    def points(folder: Path, size: int) -> int:
+        folder.mkdir()
+        return (folder / "entry_points.txt").write_bytes(b"\n" * size)
+
     def found(change: Callable[[Path], object]) -> str:
         root = Path(tempfile.mkdtemp(dir=tmp_path))
         change(wheels.unpacked(wheels.make(root, "x"), root / "p"))
@@ -275,4 +279,15 @@ def test_what_no_honest_wheel_leaves_behind(tmp_path: Path) -> None:
     assert "plain file" in found(lambda root: os.mkfifo(root / "x_package" / "pipe"))
     assert "plain file" in found(lambda root: (root / "x_package" / "driver.py").chmod(0o4755))
     assert "1 MiB" in found(lambda root: (root / "x-1.dist-info" / "METADATA").write_bytes(bytes(2 << 20)))
+    assert "1 MiB" in found(lambda root: points(root / "Y.EGG-INFO", 2 << 20))
+    assert "entry points" in found(lambda root: [points(root / f"y{n}.egg-info", 9 << 10) for n in range(20)])
     assert "llmos-origin" in found(lambda root: (root / tree.ORIGIN).write_text('{"source": "index"}'))
+
+
+def test_a_package_holds_what_was_looked_at_and_not_hundreds(tmp_path: Path) -> None:
+    """A directory called `.egg` would have more entry points than the one it was examined in; and each driver is a process."""
+    hidden = wheels.driver_files("evil") | {"EGG-INFO/entry_points.txt": "[llmos.drivers]\nhidden = evil_package\n"}
+    egg = wheels.make(tmp_path / "1", "evil.egg", files=hidden, drivers={"evil": "evil_package"})
+    assert ".egg" in wheels.refused(egg)
+    many = wheels.make(tmp_path / "2", "evil", drivers={f"evil{n}": "evil_package" for n in range(17)})
+    assert "may hold 16" in wheels.refused(many)

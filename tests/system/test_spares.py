@@ -83,6 +83,29 @@ def test_an_agent_sees_what_it_was_handed_though_spares_do_not(world: World) -> 
         assert world.run(look, allow)["read"] == expected
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root sees into a jail's process")
+def test_an_agent_sees_the_directory_that_has_the_name_now(world: World) -> None:
+    """A spare that was made when another one had it is not used: what was moved away is out of reach."""
+    folder = world.system.home / "notes"
+    folder.mkdir()
+    (folder / "a.txt").write_text("before")
+    look = f"told['own'], told['read'] = os.getcwd(), open({str(folder / 'a.txt')!r}).read()"
+    allow = [f"fs.read(path={folder})"]
+    first = world.run(look, allow)
+    assert first["read"] == "before"
+
+    def made() -> bool:
+        others = [pid for own, pid in waiting(world).items() if own != Path(first["own"]).name]
+        return any(Path(f"/proc/{pid}/root{folder}/a.txt").exists() for pid in others)
+
+    world.system.until(made)
+    folder.rename(folder.with_name("moved"))
+    folder.mkdir()
+    (folder / "a.txt").write_text("now")
+    assert world.run(look, allow)["read"] == "now"
+    assert world.is_well()
+
+
 def test_a_tree_too_deep_to_delete_by_recursion_is_deleted(world: World) -> None:
     """By a process of its own: what an agent leaves costs the kernel nothing."""
     deep = """

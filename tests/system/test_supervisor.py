@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import shutil
 import signal
 import subprocess
@@ -14,6 +15,11 @@ from typing import Any
 import pytest
 
 from llmos.ipc.errors import Code, OpError
+from llmos.kernel.jail import Policy, probe
+from llmos.kernel.loop import Loop
+from llmos.kernel.process import Kind, ProcessTable, State
+from llmos.kernel.spares import Command
+from llmos.kernel.supervisor import Supervisor
 from tests.system.authority_world import World
 from tests.system.conftest import System
 from tests.system.test_faults import in_background
@@ -380,3 +386,24 @@ def test_whatever_bears_the_mark_of_a_kernel_ends_with_it(system: System) -> Non
     assert other.poll() is None
     other.kill()
     other.wait()
+
+
+def test_an_end_between_a_start_and_the_word_of_it_leaves_nothing_in_the_loop(tmp_path: Path) -> None:
+    """Whoever gets the descriptor's number next can be watched: the loop raises when it cannot."""
+    loop, report = Loop(), probe()
+    policy = Policy(write=(tmp_path.resolve(),), tier=report.tier)
+    supervisor = Supervisor(loop, report, lambda _: Command(policy, "this", ()), lambda *_: None)
+    table = ProcessTable()
+    try:
+        first, second = (table.add(Kind.DRIVER, name) for name in ("first", "second"))
+        supervisor.start(first)
+        assert first.jailed is not None
+        assert select.select([first.jailed], [], [], 30)[0]
+        supervisor.retire(first)
+        supervisor.start(second)
+        supervisor.retire(second)
+        while {process.state for process in table} != {State.ENDED}:
+            loop.turn()
+    finally:
+        supervisor.close()
+        loop.close()

@@ -11,7 +11,7 @@ import typer
 
 from llmos.ipc import protocol
 from llmos.ipc.connection import Unreachable
-from llmos.userland.cli import arguments, failure, main, output, words
+from llmos.userland.cli import arguments, failure, main, output, process, words
 from llmos.userland.sdk import Code, OpError
 
 
@@ -150,3 +150,9 @@ def test_help_texts_are_not_broken_in_mid_sentence() -> None:
     assert len(found) > 30
     assert any("\n\n" in text for text in found)
     assert not [text for text in found if "\n" in text.replace("\n\n", "")]
+
+
+def test_a_log_cannot_command_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    """What a process wrote is shown as it is, tabs apart."""
+    process._print_lines({"lines": ["a\tb", "\x1b]0;owned\x07\x1b[2J", "\u202eevil"]})
+    assert capsys.readouterr().out == "a\tb\n\\x1b]0;owned\\x07\\x1b[2J\n\\u202eevil\n"

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import signal
+import time
 from collections.abc import Generator, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TypeVar
 
 import pytest
@@ -13,10 +16,13 @@ from hypothesis import strategies as st
 
 from llmos.ipc.errors import Code, OpError
 from llmos.kernel import code_files, params
+from llmos.kernel.code import CodeRuns
 from llmos.kernel.code_projects import Projects
 from llmos.kernel.code_run import Output
+from llmos.kernel.code_usage import Usage, look
 from llmos.kernel.journal import Journal
 from llmos.kernel.labels import BOTTOM, TOP, Label
+from llmos.kernel.loop import Loop
 
 MAIL = Label.make("untrusted", ["mail"])
 
@@ -163,3 +169,66 @@ def test_the_answer_repeats_the_head_of_an_output(monkeypatch: pytest.MonkeyPatc
         output.take()
     assert (output.text, output.cut) == ("üüü", True)
     output.pipe.close()
+
+
+def test_output_that_nobody_holds_and_that_stays_open_ends_with_the_program() -> None:
+    """A pipe in flight in a socket that is in flight in itself is open without a process: the kernel does not wait for its end."""
+    read, write = os.pipe()
+    os.write(write, b"said")
+    said: list[str] = []
+    runs = object.__new__(CodeRuns)
+    runs._loop = Loop()
+    runs.told_by = lambda *_: (BOTTOM, None)  # type: ignore[method-assign, assignment]
+    runs._forget = lambda run: None  # type: ignore[method-assign]
+    call = SimpleNamespace(chunk=lambda chunk, *_: said.append(chunk["text"]), done=True)
+    with os.fdopen(read, "rb") as pipe:
+        output = Output("stdout", pipe, 100)
+        ended = SimpleNamespace(
+            started=0.0, outputs=[output], args=SimpleNamespace(project="p", output_bytes=100), call=call
+        )
+        ended.end_by = ended.take_report = lambda *_: None
+        signal.signal(signal.SIGALRM, signal.default_int_handler)
+        signal.alarm(20)
+        try:
+            runs._gone(ended)  # type: ignore[arg-type]
+        finally:
+            signal.alarm(0)
+    os.close(write)
+    assert said == ["said"]
+    assert ended.over
+
+
+def test_a_program_of_many_processes_is_looked_at_a_little_at_a_time(tmp_path: Path) -> None:
+    """And to the last of them: the loop goes on in between, and what each holds that it has deleted is found."""
+    read, write = os.pipe()
+    here = tmp_path.stat().st_dev
+    children = []
+    for _ in range(9):
+        child = os.fork()
+        if not child:
+            file = tmp_path / str(os.getpid())
+            os.write(os.open(file, os.O_RDWR | os.O_CREAT), bytes(1 << 20))
+            file.unlink()
+            os.close(write)
+            os.read(read, 1)
+            os._exit(0)
+        children.append(child)
+    try:
+        held, steps = 0, 0
+        for _ in range(1000):
+            steps, looking = 0, look(os.getpid(), here, Usage())
+            try:
+                while True:
+                    next(looking)
+                    steps += 1
+            except StopIteration as end:
+                held = end.value.held_bytes
+            if held >= 9 << 20:
+                break
+            time.sleep(0.01)
+        assert held >= 9 << 20
+        assert steps >= 2
+    finally:
+        os.close(write)
+        for child in children:
+            os.waitpid(child, 0)

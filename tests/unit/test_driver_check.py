@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from llmos.ipc.errors import OpError
 from llmos.userland.authoring import project, rules, scaffold
 from llmos.userland.cli import main
 
@@ -165,3 +166,11 @@ def test_new_writes_over_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert main.run(["driver", "new", "garden_shed"]) == 0
     assert os.listdir(tmp_path) == ["llmos-garden-shed"]  # noqa: PTH208
     assert main.run(["driver", "new", "garden_shed"]) == 8
+
+
+@pytest.mark.parametrize("line", ["a = " + "9" * 100_000, ".".join(["a"] * 100_000) + " = 1", "a = " + "[" * 60_000])
+def test_settings_made_to_break_their_reader_are_refused(tmp_path: Path, line: str) -> None:
+    """A stranger's `pyproject.toml` is an error in words, and soon."""
+    (tmp_path / "pyproject.toml").write_text(line)
+    with pytest.raises(OpError, match=r"pyproject\.toml"):
+        project.read(tmp_path)

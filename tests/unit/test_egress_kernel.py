@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from llmos.kernel import egress_frames as frames
 from llmos.kernel import net
 from llmos.kernel.capability import Right
 from llmos.kernel.loop import Loop
-from llmos.kernel.process import ProcessTable
+from llmos.kernel.process import Kind, ProcessTable, State
 from llmos.userland.cli import words
 
 
@@ -29,6 +30,9 @@ class Refusals:
     def refused(self, holder: str, _op: str, error: OpError, what: str) -> None:
         self.heard.append((holder, error.code, what))
 
+    def check(self, holder: str, *_: Any) -> None:
+        raise OpError(Code.DENIED, f"{holder} may not")
+
 
 class Side:
     """The kernel's side, with a broker that is the test."""
@@ -38,7 +42,8 @@ class Side:
         self.authority = Refusals()
         self.restarts = 0
         authority: Any = self.authority
-        self.egress = net.Egress(self.loop, authority, ProcessTable(), lambda: None, self._restart, lambda: None)
+        self.processes = ProcessTable()
+        self.egress = net.Egress(self.loop, authority, self.processes, lambda: None, self._restart, lambda: None)
         self.broker = self.attach()
 
     def attach(self) -> FrameStream:
@@ -69,9 +74,19 @@ def side() -> Iterator[Side]:
 
 def test_a_process_that_nobody_started_is_refused(side: Side) -> None:
     """By its pid alone; the refusal is heard of with what was wanted."""
-    (said,) = side.say(frames.Ask(7, 4242, "example.com", 443))
+    (said,) = side.say(frames.Ask(7, 4242, "example.com", 443, time.monotonic()))
     assert (said.n, said.code) == (7, "DENIED")
     assert side.authority.heard == [("", Code.DENIED, "example.com:443")]
+
+
+def test_a_process_does_not_inherit_the_connection_of_one_that_had_its_number(side: Side) -> None:
+    """A driver connects, hands the socket on and ends; another one that is born with its pid is not who asks."""
+    fields = {"state": State.READY, "os_pid": 4242, "born": time.monotonic()}
+    process = side.processes.add(Kind.DRIVER, "mail", **fields)
+    (said,) = side.say(frames.Ask(1, 4242, "example.com", 443, process.born - 0.001))
+    assert said.detail == "connections are for drivers"
+    (said,) = side.say(frames.Ask(2, 4242, "example.com", 443, time.monotonic()))
+    assert said.detail == "mail may not"
 
 
 @pytest.mark.parametrize(
@@ -82,7 +97,7 @@ def test_a_frame_that_is_none_changes_nothing(side: Side, frame: bytes) -> None:
     assert side.say(frame) == []
     assert side.say(frames.Over(1, "done")) == []
     assert side.say(frames.Moved(1, 1 << 40)) == []
-    assert len(side.say(frames.Ask(1, 1, "example.com", 443))) == 1
+    assert len(side.say(frames.Ask(1, 1, "example.com", 443, time.monotonic()))) == 1
 
 
 def test_another_network_is_another_broker(side: Side, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -91,7 +106,7 @@ def test_another_network_is_another_broker(side: Side, tmp_path: Path, monkeypat
     monkeypatch.setattr(net, "RESOLVER", tmp_path / "one")
     side.broker.close()
     side.broker = side.attach()
-    ask = frames.Ask(1, 4242, "example.com", 443)
+    ask = frames.Ask(1, 4242, "example.com", 443, time.monotonic())
     assert len(side.say(ask)) == 1
     (tmp_path / "two").write_text("nameserver 192.0.2.2\n")
     (tmp_path / "two").rename(tmp_path / "one")

@@ -139,15 +139,17 @@ def test_the_guides_example_connects(broker: Broker) -> None:
     """With TLS asked for, and sends what it says."""
     block = next(
         block
-        for block in re.findall(r"```python\n(.*?)```", AUTHORING.read_text(), re.DOTALL)
+        for block in re.findall(r"```python [^\n]*\n(.*?)```", AUTHORING.read_text(), re.DOTALL)
         if "env.connect" in block
     )
     asked: list[Any] = []
 
-    def connect(host: str, port: int, *, tls: bool) -> socket.socket:
+    def connect(host: str, port: int, *, tls: bool, timeout: float) -> socket.socket:
         asked.append((host, port, tls))
         broker.said, broker.served = [CONNECTED], PAGE
-        return Network("weather", broker.path).connect(host, port, timeout=10)
+        return Network("weather", broker.path).connect(host, port, timeout=timeout)
 
-    exec(block, {"env": types.SimpleNamespace(connect=connect)})
+    made: dict[str, Any] = {}
+    exec(block, made)
+    assert made["today"](types.SimpleNamespace(connect=connect)).startswith(b"HTTP/1")
     assert asked == [("api.weather.example", 443, True)]

@@ -86,7 +86,7 @@ class Probe(Driver):
 @hookimpl
 def llmos_driver_call_finished(op, error):
     import sys
-    print("hook", op, error, file=sys.stderr, flush=True)
+    sys.stderr.write("hook " + op + " " + str(error) + "\\n")
 """
 
 CHANGING = (

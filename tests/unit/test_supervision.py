@@ -5,9 +5,13 @@ from __future__ import annotations
 import heapq
 import itertools
 import os
+import select
 import signal
+import socket
+import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,7 +20,8 @@ from hypothesis import strategies as st
 
 from llmos.ipc import wire
 from llmos.ipc.protocol import parse_header
-from llmos.kernel import disk, exits, health, params, usage
+from llmos.kernel import disk, exits, health, params, sweep, usage
+from llmos.kernel.jail import Jailed
 from llmos.kernel.loop import Loop, Timer
 from llmos.kernel.process import Kind, LogRing, Process, ProcessTable, State
 from llmos.kernel.sweep import Sweeper
@@ -124,6 +129,34 @@ def test_a_tree_that_is_too_deep_is_found_as_that_and_removed(tmp_path: Path) ->
     sweeper.close()
     loop.close()
     assert not (tmp_path / "own").exists()
+
+
+def test_a_sweep_that_takes_too_long_leaves_no_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the shell has started to delete a tree ends with it: the next boot must not meet it."""
+    monkeypatch.setattr(sweep, "_COMMAND", ("sh", "-c", 'sleep 60 > "$1/held"; true', "sh"))
+    monkeypatch.setattr(sweep, "_LONGEST_S", 0.1)
+    os.mkfifo(tmp_path / "held")
+    with os.fdopen(os.open(tmp_path / "held", os.O_RDONLY | os.O_NONBLOCK), "rb", buffering=0) as held:
+        loop = Loop()
+        sweeper = Sweeper(loop)
+        sweeper.sweep(tmp_path)
+        while held.read(1) is not None:  # nobody has opened it for writing yet
+            time.sleep(0.01)
+        sweeper.close()
+        loop.close()
+        assert select.select([held], [], [], 30)[0], "somebody still holds it"
+
+
+def test_a_number_that_is_anothers_by_now_is_not_taken_for_the_jails() -> None:
+    """Of a process that ended as soon as it had reported, the parent is looked for too late: whoever it is, it is not to be killed."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    ours.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+    monitor: Any = SimpleNamespace(pid=os.getpid())
+    jailed = Jailed(monitor, ours, mounts=True, share_pid=False)
+    with theirs:
+        theirs.send(b"closed 7")
+        assert jailed.started(10).pid == os.getpid()
+    assert jailed.init is None
 
 
 def test_a_link_is_deleted_and_not_followed(tmp_path: Path) -> None:

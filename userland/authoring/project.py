@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from llmos.ipc.errors import Code, OpError
-from llmos.ipc.manifest import MAX_MANIFEST, DriverManifest, load_driver
+from llmos.ipc.manifest import MAX_DOTS, MAX_MANIFEST, DriverManifest, load_driver
 
 _MAX_TEXT = 1 << 20
 """Bytes read of one file."""
@@ -55,8 +55,11 @@ def read(root: Path) -> Project:
         hint = "llmosctl driver new NAME writes a whole package"
         raise OpError(Code.NOT_FOUND, f"{root} holds no pyproject.toml", hint)
     try:
-        settings = tomllib.loads(text(root / "pyproject.toml"))
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
+        about = text(root / "pyproject.toml")
+        if any(line.count(".") > MAX_DOTS for line in about.split("\n")):
+            raise OpError(Code.INVALID_ARGUMENT, f"pyproject.toml: a line with more than {MAX_DOTS} dots")
+        settings = tomllib.loads(about)
+    except (ValueError, RecursionError) as error:  # of TOML, or a number too long
         raise OpError(Code.INVALID_ARGUMENT, f"pyproject.toml: {error}") from None
     points = _table(settings, "project", "entry-points", "llmos.drivers")
     drivers = [_driver(root, str(name), str(module)) for name, module in points.items()]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
 from dataclasses import asdict
 from pathlib import Path
@@ -70,9 +71,12 @@ def _tried(directory: str) -> list[Any]:
     from llmos.userland import packages
     from llmos.userland.authoring.rules import Level, finding
     from llmos.userland.packages import jailed
+    from llmos.userland.packages.removal import remove
 
-    with tempfile.TemporaryDirectory(prefix="llmos-check-") as temporary, progress.shown() as report:
-        stage = Path(temporary).resolve()
+    with contextlib.ExitStack() as stack:
+        report = stack.enter_context(progress.shown())
+        stage = Path(tempfile.mkdtemp(prefix="llmos-check-")).resolve()
+        stack.callback(remove, stage)
         try:
             made = packages.fetch(directory if "/" in directory else f"./{directory}", stage, report)
         except OpError as error:

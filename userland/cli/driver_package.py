@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 import time
 from collections.abc import Collection
 from typing import Annotated, Any
@@ -16,6 +15,7 @@ from llmos.ipc.errors import Code, OpError
 from llmos.userland import packages
 from llmos.userland.cli import failure, perm, progress, question, session
 from llmos.userland.cli.output import Column, Format, Output, note, record, rows
+from llmos.userland.packages.removal import remove
 from llmos.userland.sdk import Client
 from llmos.userland.visible import visible
 
@@ -199,9 +199,9 @@ def _purge(program: str) -> None:
     if not re.fullmatch("[a-z][a-z0-9_]*", program) or not state.is_dir() or state.is_symlink():
         return
     doomed = state.with_name(f".purged-{program}")
-    shutil.rmtree(doomed, ignore_errors=True)
+    remove(doomed)
     state.rename(doomed)
     end = time.monotonic() + _PURGE_S
     while doomed.exists() and time.monotonic() < end:
-        shutil.rmtree(doomed, ignore_errors=True)
+        remove(doomed)
         time.sleep(0.05)

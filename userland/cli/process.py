@@ -172,8 +172,9 @@ def logs(
 
 
 def _print_lines(told: dict[str, Any]) -> None:
+    """A stranger's words; a terminal obeys none of them."""
     for line in told["lines"]:
-        print(line, flush=True)
+        print("\t".join(map(visible, line.split("\t"))), flush=True)
 
 
 def _seconds(text: str) -> float:

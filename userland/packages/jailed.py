@@ -131,15 +131,17 @@ class _Watch(threading.Thread):
         self._look()
 
     def _look(self) -> None:
-        size, files = usage(self._places)
-        if size > MAX_BYTES or files > MAX_FILES:
-            self.exceeded = f"{MAX_BYTES / 1e6:,.0f} MB" if size > MAX_BYTES else f"{MAX_FILES:,} files"
+        size, files, counted = usage(self._places)
+        if size > MAX_BYTES or files > MAX_FILES or not counted:
+            over = f"{MAX_BYTES / 1e6:,.0f} MB" if size > MAX_BYTES else f"{MAX_FILES:,} files"
+            self.exceeded = over if counted else "can be counted"
             self._process.kill()
 
 
-def usage(places: Sequence[Path]) -> tuple[int, int]:
-    """Bytes on disk and entries below these directories; what goes meanwhile does not count."""
+def usage(places: Sequence[Path]) -> tuple[int, int, bool]:
+    """Bytes on disk and entries below these directories, and whether all could be looked at; what goes meanwhile does not count."""
     size = files = 0
+    counted = True
     waiting = [str(place) for place in places]
     while waiting:
         try:
@@ -150,8 +152,10 @@ def usage(places: Sequence[Path]) -> tuple[int, int]:
                         waiting.append(entry.path)
                     else:
                         size += entry.stat(follow_symlinks=False).st_blocks * 512
-        except OSError:
+        except (FileNotFoundError, NotADirectoryError):
             continue
-        if files > MAX_FILES:
+        except OSError:  # too deep for a path, or closed
+            counted = False
+        if files > MAX_FILES or not counted:
             break
-    return size, files
+    return size, files, counted

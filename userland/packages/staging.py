@@ -10,12 +10,12 @@ import contextlib
 import ctypes
 import fcntl
 import os
-import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 from llmos.ipc.errors import Code, OpError
+from llmos.userland.packages.removal import remove
 
 _PREFIX = ".install-"
 _OLDER = "older"
@@ -46,7 +46,7 @@ def clean(root: Path) -> None:
         for older in (left / _OLDER).glob("*"):
             if not (root / older.name).exists():
                 older.rename(root / older.name)
-        shutil.rmtree(left, ignore_errors=True)
+        remove(left)
 
 
 def replace(made: Path, place: Path, stage: Path) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import configparser
 import json
 import re
-import shutil
 import stat
 import sys
 from dataclasses import asdict, dataclass
@@ -15,6 +14,7 @@ from typing import Literal
 
 from llmos.ipc.errors import Code, OpError
 from llmos.ipc.manifest import GROUPS, load_agent, load_driver
+from llmos.userland.packages.removal import remove
 
 HOST = {
     "llmos": "llmos",
@@ -27,9 +27,17 @@ HOST = {
 """Modules that what runs a driver is made of, and the distributions they come with."""
 MAX_METADATA = 1 << 20
 """Bytes of one file that describes a distribution."""
+MAX_POINTS = 128 << 10
+"""Bytes of entry points of a package and all it needs: the kernel reads them at every boot."""
+MAX_DISTRIBUTIONS = 500
+"""In one package: it and what it needs."""
+MAX_PROGRAMS = 16
+"""Drivers and agents in one package: each is a process."""
 ORIGIN = "llmos-origin.json"
 """Written beside the modules of a package: where it came from. No wheel may bring one."""
 
+_METADATA = (".dist-info", ".egg-info")
+"""As what looks for distributions has it: whatever the case."""
 _PROGRAM = re.compile(r"[a-z][a-z0-9_]{0,39}")
 
 
@@ -97,19 +105,29 @@ def examine(directory: Path, wanted: str) -> Package:
     found = look(directory, wanted)
     if found is None:
         raise _refused(f"it holds no driver and no agent called {wanted}", f"groups: {', '.join(GROUPS)}")
+    if found.name.lower().endswith(".egg"):  # in a directory of that name more would be found than was looked at here
+        raise _refused("its name ends with .egg")
+    if len(found.programs) > MAX_PROGRAMS:
+        raise _refused(f"it holds {len(found.programs)} drivers and agents; a package may hold {MAX_PROGRAMS}")
     check_programs(directory, found.programs)
     return found
 
 
 def check(directory: Path) -> None:
     """Raises `OpError(INVALID_ARGUMENT)` for what no honest wheel leaves behind."""
+    points = 0
     for path in _walk(directory):
         mode = path.lstat().st_mode
         if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)) or mode & (stat.S_ISUID | stat.S_ISGID):
             raise _refused(f"{path.name} in it is neither a plain file nor a directory")
-        in_metadata = path.parent.name.endswith((".dist-info", ".egg-info")) and path.name != "RECORD"
+        in_metadata = path.parent.name.lower().endswith(_METADATA) and path.name != "RECORD"
         if in_metadata and path.lstat().st_size > MAX_METADATA:
             raise _refused(f"its {path.name} is larger than {MAX_METADATA >> 20} MiB")
+        points += path.lstat().st_size if in_metadata and path.name == "entry_points.txt" else 0
+    if points > MAX_POINTS:
+        raise _refused(f"its entry points are larger than {MAX_POINTS >> 10} KiB")
+    if sum(path.name.lower().endswith(_METADATA) for path in directory.iterdir()) > MAX_DISTRIBUTIONS:
+        raise _refused(f"it needs more than {MAX_DISTRIBUTIONS} others")
     if (directory / ORIGIN).exists():
         raise _refused(f"it brings a file called {ORIGIN}")
     for module in _modules(directory):
@@ -123,7 +141,7 @@ def drop_own(directory: Path) -> None:
     """Remove modules that the driver host is made of: the system's own are used, and nothing stands in their way."""
     for path in list(directory.iterdir()):
         if _module(path) in HOST:
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
+            remove(path)
 
 
 def check_programs(directory: Path, programs: tuple[str, ...]) -> None:
@@ -195,7 +213,7 @@ def _modules(directory: Path) -> set[str]:
 
 def _module(path: Path) -> str:
     """What an import would call it; empty for what is none."""
-    if path.suffix in (".dist-info", ".egg-info"):
+    if path.suffix.lower() in _METADATA:
         return ""
     if path.is_dir():
         return path.name

@@ -135,6 +135,8 @@ class RawPeer:
             self.replies.setdefault(header.get("id", 0), []).append((header, body))
         elif kind == "chunk":
             self.chunks.setdefault(header.get("id", 0), []).append(body)
+        elif kind == "call" and header.get("op") == "sys.ping":  # who does not answer is restarted
+            self.post({"kind": "reply", "id": header["id"]})
         else:
             self.inbox.append((header, body))
             if kind == "call" and self.answer is not None:
