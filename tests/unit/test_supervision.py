@@ -153,7 +153,7 @@ def test_a_number_that_is_anothers_by_now_is_not_taken_for_the_jails() -> None:
     ours.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
     monitor: Any = SimpleNamespace(pid=os.getpid())
     jailed = Jailed(monitor, ours, mounts=True, share_pid=False)
-    with theirs:
+    with ours, theirs:
         theirs.send(b"closed 7")
         assert jailed.started(10).pid == os.getpid()
     assert jailed.init is None
