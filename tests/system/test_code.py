@@ -562,6 +562,12 @@ def test_the_command(
     assert status == 124
     assert "error[code.ended]: it took longer than 0.5 s" in said
     assert ctl("run", "nothing.py", "--stored", "-p", "p")[0] == 3
+    status, _, said = ctl("run", str(shared.root / "nothing.py"))
+    assert status == 3
+    assert "hint: " in said
+    status, _, said = ctl("run", str(script), "-p", "Data 1")
+    assert status == 2
+    assert "cannot name a project" in said
     assert json.loads(ctl("run", "-", "-p", "p", "-o", "json", stdin="print(2)")[1])["stdout"] == "2\n"
     assert ctl("rm", "p")[0] == 5
     assert ctl("rm", "p", "--yes")[0] == 0
