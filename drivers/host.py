@@ -26,6 +26,7 @@ from llmos.drivers import hooks, network
 from llmos.drivers.sdk import MARK, MAX_UNDO, PREVIEW_MARK, Call, Driver, DriverEnv, zone_named
 from llmos.ipc import log as logs
 from llmos.ipc import manifest as manifests
+from llmos.ipc import orders
 from llmos.ipc.connection import Connection, Incoming
 from llmos.ipc.errors import Code, OpError
 from llmos.ipc.signals import on_terminate
@@ -343,6 +344,7 @@ def _environment(config: Config, manifest: manifests.DriverManifest, connection:
 
 def main() -> int:
     """Runs until SIGTERM; 1 when the driver cannot be started, with the reason as the last line of stderr."""
+    orders.follow()
     try:
         config = msgspec.json.decode(os.environ["LLMOS_CONFIG"], type=Config, dec_hook=lambda kind, value: kind(value))
     except (KeyError, msgspec.MsgspecError) as error:

@@ -104,18 +104,19 @@ def program(
         write=(*state, *write),
         path=_import_roots(process.manifest),
         certificates=connects,
-        env={"LLMOS_BUS": str(bus), "TZ": _zone()} | (own if driver else {}),
+        env={"LLMOS_BUS": str(bus), "TZ": _zone()},
         limits=Limits(
             address_space=params.DRIVER_MEMORY if driver else params.AGENT_MEMORY,
             nice=params.NICE if driver else params.AGENT_NICE,
         ),
         tier=tier,
     )
-    if driver:
-        return Command(policy, "llmos.drivers.host")
     ours = jail.is_own(Path(process.manifest.directory))
     args = (process.manifest.entry.partition(":")[0],) if ours else ()  # of others nothing runs before they are wanted
-    return Command(policy, "llmos.userland.agent", args, own=agents_folder(places), orders=json.dumps(own).encode())
+    orders = json.dumps(own).encode()
+    if driver:
+        return Command(policy, "llmos.drivers.host", args, orders=orders, program=process.program)
+    return Command(policy, "llmos.userland.agent", args, own=agents_folder(places), orders=orders)
 
 
 def _import_roots(manifest: DriverManifest | AgentManifest) -> tuple[Path, ...]:

@@ -1,7 +1,7 @@
-"""Jails made before they are needed, so that an agent starts in a few milliseconds.
+"""Jails made before they are needed, so that an agent starts in a few milliseconds, and a driver that died is back in some more.
 
 Each is a process of its own that was started from nothing, has imported llmos's own modules and waits. It is used once, by
-one agent, which is told only then who it is: nothing of one agent is ever in reach of another. What a jail shows cannot be
+one process, which is told only then who it is: nothing of one agent is ever in reach of another. What a jail shows cannot be
 changed later, so a spare fits agents of the same policy; the policies wanted last have one.
 """
 
@@ -40,6 +40,9 @@ class Command:
     """Where a directory is made that it alone uses, works in, and may write; None for none."""
     orders: bytes = b""
     """What it reads on its standard input, to its end. A process with orders may have been started before they were known."""
+
+    program: str = ""
+    """Of which there is one process at a time, so that what it was started with before is not wanted any more; empty for agents."""
 
     def fits(self, other: Command) -> bool:
         """Whether a process started for one serves the other."""
@@ -111,15 +114,29 @@ class _Spare:
 
 
 class Spares:
-    """A few of them.
+    """A few of them: one of each kind that was wanted last, and of the very last kind as many as there is room for, if `fill`.
 
     Args:
         make: starts one.
         discard: called with the directory of one that is not needed.
+        most: how many at once.
+        pause: seconds without a start after which one is made.
     """
 
-    def __init__(self, make: Callable[[Command], Start], loop: Loop, discard: Callable[[Path], None]) -> None:
+    def __init__(
+        self,
+        make: Callable[[Command], Start],
+        loop: Loop,
+        discard: Callable[[Path], None],
+        *,
+        most: int,
+        pause: float,
+        fill: bool,
+    ) -> None:
         self._start = make
+        self._most = most
+        self._pause = pause
+        self._fill = fill
         self._loop = loop
         self._discard = discard
         self._spares: list[_Spare] = []
@@ -132,10 +149,18 @@ class Spares:
 
     def expect(self, command: Command) -> None:
         """One like this is going to be wanted."""
-        self._wanted = [command, *(one for one in self._wanted if not one.fits(command))][: params.SPARES]
+        program = command.program
+        others = [one for one in self._wanted if not one.fits(command) and not (program and one.program == program)]
+        self._wanted = [command, *others][: self._most]
         if self._timer is not None:
             self._timer.cancel()
-        self._timer = self._loop.later(params.SPARE_S, self._make)
+        self._timer = self._loop.later(self._pause, self._make)
+
+    def forget(self, program: str) -> None:
+        """It is not going to be started again."""
+        self._wanted = [one for one in self._wanted if one.program != program]
+        for spare in [one for one in self._spares if one.command.program == program]:
+            self._end(spare)
 
     def take(self, command: Command) -> Start | None:
         """One that is ready for these orders; None when there is none. Another is made in a while."""
@@ -174,14 +199,14 @@ class Spares:
             self._over(spare)
 
     def _make(self) -> None:
-        """One at a time: every kind wanted has one, the latest the rest; what is not wanted any more ends."""
+        """One at a time; what is not wanted any more ends."""
         self._timer = None
         for spare in [one for one in self._spares if not any(one.command.fits(kind) for kind in self._wanted)]:
             self._end(spare)
         lacking = [kind for kind in self._wanted if not any(one.command.fits(kind) for one in self._spares)]
-        if len(self._spares) >= params.SPARES:
-            if not lacking:
-                return
+        if not lacking and (not self._wanted or not self._fill or len(self._spares) >= self._most):
+            return
+        if len(self._spares) >= self._most:
             self._end(self._spares[0])
         command = (lacking or self._wanted)[0]
         try:
@@ -204,7 +229,7 @@ class Spares:
             return
         spare.closed = True
         if self._timer is None:
-            self._timer = self._loop.later(params.SPARE_S, self._make)
+            self._timer = self._loop.later(self._pause, self._make)
 
     def _end(self, spare: _Spare) -> None:
         self._spares.remove(spare)

@@ -9,6 +9,7 @@ import signal
 import subprocess
 from collections import deque
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import structlog
@@ -45,9 +46,20 @@ class Supervisor:
         self._report = report
         self._command = command
         self._sweeper = Sweeper(loop)
-        self._spares = Spares(
-            lambda command: start(command, report.layers, prefix(Kind.AGENT)), loop, self._sweeper.sweep
-        )
+        self._spares = {
+            kind: Spares(
+                partial(start, layers=report.layers, prefix=prefix(kind)),
+                loop,
+                self._sweeper.sweep,
+                most=most,
+                pause=pause,
+                fill=kind is Kind.AGENT,
+            )
+            for kind, most, pause in (
+                (Kind.AGENT, params.SPARES, params.SPARE_S),
+                (Kind.DRIVER, params.DRIVER_SPARES, params.DRIVER_SPARE_S),
+            )
+        }
         self._ended = ended
         self._prefix = prefix
         self._children: dict[Process, Jailed] = {}
@@ -84,7 +96,7 @@ class Supervisor:
         command = None
         try:
             command = self._command(process)
-            spare = self._spares.take(command)
+            spare = self._spares[process.kind].take(command) if process.kind in self._spares else None
             made = spare or start(command, self._report.layers, self._prefix(process.kind))
         except OSError as error:  # no memory, no process to be had: it may pass
             self._plan_restart(process, str(error))
@@ -116,8 +128,8 @@ class Supervisor:
             made.jailed.kill()
 
     def expect(self, command: Command) -> None:
-        """A process like this is going to be wanted soon."""
-        self._spares.expect(command)
+        """An agent like this is going to be wanted soon."""
+        self._spares[Kind.AGENT].expect(command)
 
     def sweep(self, folder: Path) -> None:
         """Delete what is in a folder of agents' own directories: those of agents that a kernel before this one had."""
@@ -185,6 +197,7 @@ class Supervisor:
     def retire(self, process: Process) -> None:
         """End it for good: its program is not installed any more."""
         self._retired.add(process)
+        self._spares[Kind.DRIVER].forget(process.program)
         self.stop(process)
 
     def restart(self, process: Process, *, soon: float = 0.0) -> None:
@@ -212,7 +225,8 @@ class Supervisor:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 jailed.wait(params.TERM_S)
             self._reap(process, jailed)
-        self._spares.close()
+        for spares in self._spares.values():
+            spares.close()
         self._sweeper.close()
         signal.set_wakeup_fd(-1)
         self._loop.unwatch(self._signals)
@@ -233,7 +247,8 @@ class Supervisor:
         for process, jailed in list(self._children.items()):
             if jailed.poll() is not None:
                 self._reap(process, jailed)
-        self._spares.reap()
+        for spares in self._spares.values():
+            spares.reap()
         for number in numbers - {signal.SIGCHLD}:
             self.on_signal(number)
 
@@ -322,6 +337,7 @@ class Supervisor:
 
     def _give_up(self, process: Process, reason: str, details: str = "") -> None:
         process.state, process.status = State.FAILED, details or reason
+        self._spares[Kind.DRIVER].forget(process.program)
         process.log.add(f"llmos: {process.name} is left down: {process.status}")
         log.error("process.failed", pid=process.pid, name=process.name, reason=reason)
         self._ended(process, reason)

@@ -25,6 +25,7 @@ import msgspec
 
 from llmos.ipc import log as logs
 from llmos.ipc import manifest as manifests
+from llmos.ipc import orders
 from llmos.ipc.errors import Code, OpError
 from llmos.ipc.protocol import Effect
 from llmos.ipc.signals import on_terminate
@@ -118,15 +119,8 @@ def run_agent(client: Client, config: Config) -> OpError | None:
 
 
 def main() -> int:
-    """0 when the agent returned, 1 when it failed or lost the system.
-
-    A jail that was made before its agent was known imports the modules that are its arguments, and learns the rest of its environment, as
-    JSON, from standard input.
-    """
-    for module in sys.argv[1:]:
-        importlib.import_module(module)
-    if "LLMOS_CONFIG" not in os.environ:
-        os.environ.update(msgspec.json.decode(sys.stdin.buffer.read() or b"{}", type=dict[str, str]))
+    """0 when the agent returned, 1 when it failed or lost the system."""
+    orders.follow()
     try:
         config = msgspec.json.decode(os.environ["LLMOS_CONFIG"], type=Config, dec_hook=lambda kind, value: kind(value))
     except (KeyError, msgspec.MsgspecError) as error:

@@ -170,21 +170,6 @@ def test_a_frame_over_a_megabyte_costs_its_sender_the_connection(shared: System)
     assert shared.connect().call("sys.ping") == {}
 
 
-def test_a_token_of_a_process_serves_that_process_alone(shared: System) -> None:
-    """Another process that got hold of a driver's token is refused."""
-    os_pid = shared.process_named("filesystem")["os_pid"]
-    try:
-        environment = Path(f"/proc/{os_pid}/environ").read_bytes()
-    except PermissionError:
-        environment = b""
-    token = next((part[12:].decode() for part in environment.split(b"\0") if part.startswith(b"LLMOS_TOKEN=")), None)
-    if token is None:
-        pytest.skip("the jail does not even let its environment be read")
-    error = refused(shared.connect(token), "sys.ping")
-    assert error.code is Code.DENIED
-    assert "another process" in error.detail
-
-
 def test_subscribers_hear_what_is_published_until_they_leave(shared: System) -> None:
     """By pattern, in order, with the publisher's badge; a foreign pattern hears nothing."""
     listener, speaker = shared.connect(), shared.connect()

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import signal
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
+from llmos.ipc.errors import Code, OpError
 from llmos.kernel import params
 from tests.system.authority_world import World
 from tests.system.conftest import System
@@ -57,6 +59,16 @@ def test_each_agent_has_a_process_and_a_directory_that_nobody_had_before(world: 
     assert len({one["own"] for one in told}) == 4
     assert all(one["left"] == [] and one["seen"] == [] for one in told)
     world.system.until(lambda: len(spares(world)) <= params.SPARES and not any(map(os.listdir, spares(world))))
+
+
+def hosts(world: World, driver: str) -> list[int]:
+    """Processes that are, or wait to be, this driver, by their working directory."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            mine = str((path / "cwd").readlink()) == str(world.home("drivers") / driver)
+            found += [int(path.name)] if mine and b"llmos.drivers.host" in (path / "cmdline").read_bytes() else []
+    return found
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root sees into a jail's process")
@@ -127,3 +139,36 @@ def test_what_a_killed_kernel_left_of_its_agents_is_deleted_at_the_next_boot(wor
     world.system.stop(kill=True)
     world.boot()
     world.system.until(lambda: not any(own.exists() for own in left))
+
+
+def test_a_token_of_a_process_serves_that_process_alone(world: World) -> None:
+    """Another process that got hold of an agent's token is refused."""
+    world.start("open('token', 'w').write(os.environ['LLMOS_TOKEN']); time.sleep(60)", [])
+    token = world.system.until(lambda: next((one.read_text() for one in world.home("agents").glob("*/token")), ""))
+    with pytest.raises(OpError) as caught:
+        world.system.connect(token).call("sys.ping")
+    assert caught.value.code is Code.DENIED
+    assert "another process" in caught.value.detail
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root sees into a jail's process")
+def test_a_driver_that_dies_is_back_from_a_spare_and_sees_what_is_granted_now(world: World) -> None:
+    """Also after a grant, whose jail the spare from before does not show; one that is disabled keeps none."""
+    folder = world.system.home / "notes"
+    folder.mkdir()
+    (folder / "a.txt").write_text("a")
+
+    def spare() -> int:
+        """Of the filesystem driver: the process with its host that is not the one on the table."""
+        own = world.system.process_named("filesystem")["os_pid"]
+        return next((pid for pid in hosts(world, "filesystem") if pid != own), 0)
+
+    first = world.system.until(spare)
+    world.user.call("perm.grant", {"holder": "filesystem", "cap": f"fs.read(path={folder})"})
+    assert world.user.call("filesystem.list", {"path": str(folder)})["items"]
+    second = world.system.until(lambda: (found := spare()) != first and found)
+    os.kill(world.system.process_named("filesystem")["os_pid"], signal.SIGKILL)
+    world.system.until(lambda: world.system.process_named("filesystem")["os_pid"] == second)
+    assert world.user.call("filesystem.list", {"path": str(folder)})["items"]
+    world.user.call("driver.disable", {"name": "filesystem"})
+    world.system.until(lambda: not hosts(world, "filesystem"))
