@@ -177,7 +177,6 @@ def policy(args: RunCode, directory: Path, tier: Tier) -> Policy:
         scratch=params.CODE_SCRATCH,
         allow_fork=args.processes,
         allow_exec=args.processes,
-        allow_memfd=False,
         bare=True,
         tier=tier,
     )

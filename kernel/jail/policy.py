@@ -108,8 +108,6 @@ class Policy:
     """Whether it may start processes; threads are always allowed."""
     allow_exec: bool = False
     """Whether it may run other programs (those of the system and the interpreter; nothing it can write)."""
-    allow_memfd: bool = False
-    """Whether it may make files in memory, which no limit counts."""
     bare: bool = False
     """Plain Python: without llmos (in tier A; elsewhere its code can be seen)."""
     tier: Tier = Tier.A

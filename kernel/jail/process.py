@@ -270,7 +270,6 @@ def _settings(policy: Policy, module: str, args: Sequence[str], layers: frozense
                 own_mounts=mounts,
                 own_pids=not policy.share_pid,
                 network=policy.network,
-                memfd=policy.allow_memfd,
             )
         except KeyError:
             raise JailError(f"the system calls of {machine} are not known here; x86_64 and aarch64 are") from None

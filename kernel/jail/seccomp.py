@@ -138,7 +138,6 @@ def rules(
     own_mounts: bool,
     own_pids: bool = True,
     network: bool = False,
-    memfd: bool = False,
 ) -> dict[str, bpf.Rule]:
     """What happens at each system call by name; a call without an entry fails with ENOSYS."""
     refuse = bpf.fail(errno.EPERM)
@@ -156,7 +155,6 @@ def rules(
         else bpf.if_any_bit(0, _CLONE_NAMESPACES, refuse, bpf.if_any_bit(0, _CLONE_THREAD, bpf.ALLOW, refuse)),
         "fork": bpf.ALLOW if allow_fork else refuse,
         "vfork": bpf.ALLOW if allow_fork else refuse,
-        "memfd_create": bpf.ALLOW if memfd else refuse,
         "execve": bpf.ALLOW if allow_exec else refuse,
         "socket": _sockets(network=network),
         "socketpair": bpf.if_among(0, (socket.AF_UNIX,), bpf.ALLOW, bpf.fail(errno.EACCES)),
@@ -177,7 +175,6 @@ def program(
     own_mounts: bool,
     own_pids: bool = True,
     network: bool = False,
-    memfd: bool = False,
 ) -> bytes:
     """The filter for a machine (`platform.machine()`), as an array of `struct sock_filter` in its byte order.
 
@@ -192,7 +189,6 @@ def program(
         own_mounts=own_mounts,
         own_pids=own_pids,
         network=network,
-        memfd=memfd,
     )
     by_number = {arch.numbers[name]: rule for name, rule in table.items() if name in arch.numbers}
     return bpf.assemble(bpf.filter_program(arch.audit, by_number, bpf.fail(errno.ENOSYS), arch.beyond))

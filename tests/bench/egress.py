@@ -15,7 +15,7 @@ from typing import Any
 
 from tests.bench.figures import report
 from tests.bench.live import booted
-from tests.system.test_egress import Echo, package
+from tests.system.egress_stage import Echo, package
 
 MEASURE = """
 import socket, statistics, threading, time

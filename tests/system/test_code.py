@@ -133,7 +133,7 @@ def test_a_program_is_plain_python(user: Connection) -> None:
         ("x = bytearray(600_000_000)", {}, "it needed more than 512 MB"),
         ("x = []\nwhile True: x.append(bytearray(1_000_000))", {"memory_mb": 100}, "it needed more than 100 MB"),
         (
-            "import mmap\nm = mmap.mmap(-1, 300_000_000)\nwhile True: m.write(bytes(1_000_000))",
+            "import mmap, time\nm = mmap.mmap(-1, 300_000_000); m.write(bytes(300_000_000)); time.sleep(60)",
             {"memory_mb": 64},
             "it needed more than 64 MB",
         ),
@@ -562,6 +562,12 @@ def test_the_command(
     assert status == 124
     assert "error[code.ended]: it took longer than 0.5 s" in said
     assert ctl("run", "nothing.py", "--stored", "-p", "p")[0] == 3
+    status, _, said = ctl("run", str(shared.root / "nothing.py"))
+    assert status == 3
+    assert "hint: " in said
+    status, _, said = ctl("run", str(script), "-p", "Data 1")
+    assert status == 2
+    assert "cannot name a project" in said
     assert json.loads(ctl("run", "-", "-p", "p", "-o", "json", stdin="print(2)")[1])["stdout"] == "2\n"
     assert ctl("rm", "p")[0] == 5
     assert ctl("rm", "p", "--yes")[0] == 0

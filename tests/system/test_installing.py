@@ -118,7 +118,7 @@ def test_a_failed_one_leaves_the_old(tmp_path: Path) -> None:
     assert packages.installed() == [old]
 
 
-def test_killed_in_the_middle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_killed_in_the_middle(tmp_path: Path) -> None:
     """`kill -9` leaves the old version and no process; the next one clears up."""
     wheels.unpacked(wheels.make(tmp_path / "1", "kept"), paths.packages_dir() / "kept")
     old = packages.find("kept")
@@ -174,7 +174,7 @@ def test_without_a_swap_the_old_one_comes_back(tmp_path: Path, monkeypatch: pyte
     assert not stage.exists()
 
 
-def test_time_is_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_time_is_up(monkeypatch: pytest.MonkeyPatch) -> None:
     """An index that never answers does not hold the user for ever."""
     monkeypatch.setattr(jailed, "TIME_S", 1.0)
     with socket.create_server(("127.0.0.1", 0)) as silent:

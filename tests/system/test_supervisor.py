@@ -35,7 +35,7 @@ QUICK = {
     "AGENT_FILES": 1000,
     "BURN_SHARE": 0.02,
     "DRIVER_BURN_S": 1.0,
-    "AGENT_BURN_S": 1.0,
+    "AGENT_BURN_S": 2.0,
     "PING_S": 1.0,
     "RESTART_S": (0.02,) * 30,
 }
@@ -144,7 +144,7 @@ def test_an_agents_directory_is_bounded_and_goes_with_it(world: World) -> None:
     """However many files it made, and however deep."""
     with pytest.raises(OpError) as caught:
         world.run(
-            "for n in range(1500): open(f'{n}', 'w').close()\nfor n in range(1500): os.mkdir('d'), os.chdir('d')\ntime.sleep(60)"
+            "for n in range(1100): open(f'{n}', 'w').close()\nfor n in range(300): os.mkdir('d'), os.chdir('d')\ntime.sleep(60)"
         )
     assert "holds" in caught.value.detail
     agents = world.home("agents")
@@ -235,7 +235,7 @@ def test_those_that_will_not_end_are_ended_in_order(system: System) -> None:
     assert not [pid for pid in pids if Path(f"/proc/{pid}").exists()]
 
 
-@pytest.mark.parametrize(("number", "count"), [("SIGKILL", "4"), ("SIGTERM", "2"), ("SIGINT", "2")])
+@pytest.mark.parametrize(("number", "count"), [("SIGKILL", "4"), ("SIGTERM", "2")])
 def test_a_kernel_that_is_killed_while_it_boots_leaves_nothing(number: str, count: str) -> None:
     """At random moments; the next one boots over what files it left, and clears its agents' directories."""
     command = [sys.executable, "-m", "tests.system.kernel_kills", count, "0.8", number]
