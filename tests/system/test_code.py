@@ -133,7 +133,7 @@ def test_a_program_is_plain_python(user: Connection) -> None:
         ("x = bytearray(600_000_000)", {}, "it needed more than 512 MB"),
         ("x = []\nwhile True: x.append(bytearray(1_000_000))", {"memory_mb": 100}, "it needed more than 100 MB"),
         (
-            "import mmap, time\nm = mmap.mmap(-1, 300_000_000); m.write(bytes(300_000_000)); time.sleep(60)",
+            "import mmap, time\nm = mmap.mmap(-1, 300_000_000)\nfor n in range(300): m.write(bytes(1_000_000))\ntime.sleep(60)",
             {"memory_mb": 64},
             "it needed more than 64 MB",
         ),

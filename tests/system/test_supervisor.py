@@ -305,14 +305,14 @@ def test_a_log_is_followed_over_restarts(world: World) -> None:
     assert follow.stdout is not None
     follow.stdout.readline()  # it follows
     for number in range(3):
-        do(world, f"import os\nfor n in range(400): os.write(2, b'mark %d\\n' % (n + {400 * number}))")
+        do(world, f"import os\nfor n in range(200): os.write(2, b'mark %d\\n' % (n + {200 * number}))")
         world.user.call("proc.kill", {"pid": row(world)["pid"], "force": True})
         world.system.until(lambda: row(world)["state"] == "ready")
     seen: list[int] = []
-    while len(seen) < 1200:
+    while len(seen) < 600:
         line = follow.stdout.readline()
         seen += [int(line.split()[1])] if line.startswith("mark") else []
-    assert seen == list(range(1200))
+    assert seen == list(range(600))
     follow.send_signal(signal.SIGINT)
     follow.stdout.close()
     assert follow.wait(30) == 130
