@@ -132,7 +132,8 @@ class Call:
         self._calls.end(self, False, wire.encode(error.to_wire()), label, source)
 
     def chunk(self, data: dict[str, Any], label: Label = BOTTOM, source: Source | None = None) -> None:
-        """A part of the answer. Beyond the reader's credit it waits here; beyond `STREAM_BYTES` the call ends with `BUSY`.
+        """A part of the answer. Beyond the reader's credit it waits here; beyond `STREAM_BYTES`, or `STREAM_CHUNKS`, the call ends
+        with `BUSY`.
 
         Of an answer that is kept nothing is sent before its end.
         """
@@ -150,7 +151,7 @@ class Call:
         self._backlog.append((body, label))
         self._backlog_bytes += len(body)
         self._pump()
-        if self._backlog_bytes > params.STREAM_BYTES:
+        if self._backlog_bytes > params.STREAM_BYTES or len(self._backlog) > params.STREAM_CHUNKS:
             self._backlog.clear()
             self.fail(
                 OpError(Code.BUSY, f"{self.op}: the answer is not being read", "read the stream, or give more credit")

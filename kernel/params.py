@@ -60,6 +60,7 @@ MAX_CALLS = 256  # in flight per caller; one more is BUSY
 MAX_DEPTH = 16  # calls that are made for one another; one more is BUSY
 MAILBOX = 64  # calls that wait for, or are being served by, one process; one more is BUSY
 SYSCALL_S = 30.0  # seconds a syscall without a deadline may take
+STREAM_CHUNKS = 500  # of a stream kept for a reader out of credit; its mailbox must hold them all when the answer comes
 STREAM_BYTES = 256 * 1024  # bytes of a stream kept for a reader out of credit, beyond which it ends with BUSY
 
 MAX_CHILDREN = 32  # alive at once of all that one agent, or app, has spawned, and they in turn

@@ -17,7 +17,6 @@ from typing import Any
 from llmos.ipc.errors import Code, OpError
 from llmos.ipc.manifest import AgentManifest, DriverManifest
 from llmos.kernel import params
-from llmos.kernel.calls import Call
 from llmos.kernel.jail import Jailed
 from llmos.kernel.usage import Allowed, Usage, resident
 
@@ -115,8 +114,6 @@ class Process:
     calls: int = 0
     """Served so far."""
     log: LogRing = field(default_factory=LogRing)
-    emitting: Call | None = None
-    """Its `proc.emit` that waits for a slow reader."""
     trouble: str = ""
     """In the kernel's own words, of which everybody may hear, why this start came to nothing; `status` may be the process's."""
     details: str = ""

@@ -244,12 +244,11 @@ def _emit(kernel: Kernel, request: Request, args: protocol.Emit) -> Result:
     waiter = kernel.agents.waiters.get(process.pid)
     if waiter is None:
         return {}
-    if process.emitting is not None and not process.emitting.done:
-        raise OpError(Code.BUSY, "an earlier proc.emit is not answered yet", "wait for each one's answer")
+    if waiter.behind:  # though its own call may have been cancelled
+        raise OpError(Code.BUSY, "an earlier proc.emit has not been taken yet", "wait for each one's answer")
     waiter.chunk(args.data, request.call.label, _said(kernel, process, request.call))
     if not waiter.behind:
         return {}
-    process.emitting = request.call
     waiter.on_drained = lambda: request.call.reply({})
     return None
 

@@ -81,8 +81,10 @@ def test_emits_that_are_cancelled_do_not_pile_up(world: World) -> None:
     """
     with closing(greeted(world)) as reader:
         birth = {"program": "evil", "args": {"code": dedent(code)}, "allow": [], "wait": True}
-        ok, error = reader.wait(reader.start("proc.spawn", birth, credit=0), 30)
+        number = reader.start("proc.spawn", birth, credit=0)
+        ok, error = reader.wait(number, 30)
     assert (ok, error["code"]) == (False, "PEER_DIED")
+    assert len(reader.chunks.get(number, [])) <= 1
     assert world.is_well()
 
 

@@ -84,12 +84,13 @@ def test_a_stream_waits_for_credit_and_ends_in_order() -> None:
     assert world.sent[-1][1].kind is Kind.REPLY
 
 
-def test_a_stream_that_nobody_reads_ends_with_busy() -> None:
-    """What waits for it is bounded."""
+@pytest.mark.parametrize(("size", "count"), [(1000, params.STREAM_BYTES // 1000 + 1), (1, params.STREAM_CHUNKS + 1)])
+def test_a_stream_that_nobody_reads_ends_with_busy(size: int, count: int) -> None:
+    """What waits for it is bounded, in bytes and in number: all of it goes out at once when the answer comes."""
     world = World()
     call = world.begin(credit=0)
-    for _ in range(params.STREAM_BYTES // 1000 + 1):
-        call.chunk({"data": b"x" * 1000})
+    for _ in range(count):
+        call.chunk({"data": b"x" * size})
     assert call.done
     assert world.sent[-1][2]["code"] == "BUSY"
 
