@@ -103,8 +103,7 @@ class Call:
         self._backlog: deque[tuple[bytes, Label]] = deque()
         self._backlog_bytes = 0
 
-    @property
-    def behind(self) -> bool:
+    def is_behind(self) -> bool:
         """Whether its reader has chunks waiting that it gave no credit for."""
         return bool(self._backlog)
 

@@ -244,10 +244,10 @@ def _emit(kernel: Kernel, request: Request, args: protocol.Emit) -> Result:
     waiter = kernel.agents.waiters.get(process.pid)
     if waiter is None:
         return {}
-    if waiter.behind:  # though its own call may have been cancelled
+    if waiter.is_behind():  # though its own call may have been cancelled
         raise OpError(Code.BUSY, "an earlier proc.emit has not been taken yet", "wait for each one's answer")
     waiter.chunk(args.data, request.call.label, _said(kernel, process, request.call))
-    if not waiter.behind:
+    if not waiter.is_behind():
         return {}
     waiter.on_drained = lambda: request.call.reply({})
     return None

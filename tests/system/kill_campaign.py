@@ -43,7 +43,7 @@ AT_ONCE = (1, 1, 2, 3)
 ORPHAN_S = 3.0
 """Seconds after the kernel's death in which all that it started has ended."""
 CLIENTS = 2
-FDS_SLACK = 3 + 3 * params.SPARES
+FDS_SLACK = 3 + 3 * (params.SPARES + 8)  # three for each spare, of agents and of drivers
 """Descriptors that come and go while they are counted, and those of jails that wait for an agent."""
 _KIND = re.compile(r": (hang|orphan|leak|lost|bug): ")
 _RUNTIME = {"kernel.lock", "user.token", "bus", "bus/gate", "bus/apps"}
@@ -270,10 +270,13 @@ class Campaign:
         process = self._system.process
         known = {client.pid for client in self._clients} | ({process.pid} if process is not None else set())
         left = [f"{child.pid} {child.words[:200]}" for child in tree(os.getpid()).children if child.pid not in known]
-        alive = {row["os_pid"] for row in self._rows()}
+        rows = self._rows()
+        alive = {row["os_pid"] for row in rows}
+        drivers = sum(row["kind"] == "driver" for row in rows)
         jails = self._jails()
         strange = [jail for jail in jails if jail.role and jail.program not in alive]
         spare = [jail for jail in strange if jail.role == "agent"][: params.SPARES]
+        spare += [jail for jail in strange if jail.role == "driver"][:drivers]  # one for each
         return left + [
             f"{jail.pid} {jail.role}, which the kernel does not list" for jail in strange if jail not in spare
         ]
