@@ -290,7 +290,7 @@ class CodeRuns:
 
     def _watch(self, run: Run) -> None:
         """Take what comes from now on; from a program whose reader is slow, once that has taken what there was."""
-        if run.call.behind:
+        if run.call.is_behind():
             run.call.on_drained = partial(self._watch, run)
             return
         for output in run.outputs:
