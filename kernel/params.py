@@ -28,9 +28,9 @@ AGENT_MEMORY = 1 << 30  # bytes of address space of an agent
 DRIVER_MEMORY = 4 << 30  # bytes of address space of a driver; mapped libraries count
 
 # what a process may use, all of its jail together, where no control group sees to it: one that uses more is ended
-WATCH_S = 5.0  # seconds between two looks at a process; with more than a hundred processes it becomes more
+WATCH_S = 5.0  # seconds between two looks at a process; with more than 25 processes it becomes more
 WATCH_ENTRIES = 200  # entries of a directory that are looked at in one turn of the loop
-WATCH_PAUSE_S = 0.05  # seconds between two such turns
+WATCH_PAUSE_S = 0.2  # seconds between two such turns, and at least between two looks at processes
 WATCH_IDLE_S = 0.5  # seconds between two looks whether it is time to go through a directory again
 WATCH_DEPTH = 64  # directories within one another in a process's own directory; more is more than it may
 WATCH_EXACT = 6  # looks of which one tells shared pages apart, which takes several times as long
