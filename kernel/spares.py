@@ -40,7 +40,6 @@ class Command:
     """Where a directory is made that it alone uses, works in, and may write; None for none."""
     orders: bytes = b""
     """What it reads on its standard input, to its end. A process with orders may have been started before they were known."""
-
     program: str = ""
     """Of which there is one process at a time, so that what it was started with before is not wanted any more; empty for agents."""
 

@@ -311,18 +311,16 @@ class Supervisor:
             self._hopeless.discard(process)
             self._give_up(process, reason, details)
             return
-        asked = was is State.STOPPING  # which is no crash
-        process.failures = 0 if asked else process.failures
-        self._plan_restart(process, reason, details)
-        process.failures = 0 if asked else process.failures
+        self._plan_restart(process, reason, details, asked=was is State.STOPPING)
 
-    def _plan_restart(self, process: Process, reason: str, details: str = "") -> None:
+    def _plan_restart(self, process: Process, reason: str, details: str = "", *, asked: bool = False) -> None:
+        """Start it again after a while that grows with its crashes in a row; an end that was `asked` for is none."""
         details = details or reason
         if process.kind is Kind.AGENT:
             self._give_up(process, reason)
             return
         lived = self._loop.clock() - process.born
-        process.failures = 1 if lived > params.CALM_S else process.failures + 1
+        process.failures = 0 if asked else 1 if lived > params.CALM_S else process.failures + 1
         if process.failures > len(params.RESTART_S):
             often = f"it ended {process.failures} times in a row; the last time: "
             again = (
@@ -332,7 +330,7 @@ class Supervisor:
             return
         process.state, process.status = State.WAITING, details
         process.restarts += 1
-        pause = params.RESTART_S[process.failures - 1] * random.uniform(0.8, 1.2)  # noqa: S311  (jitter, not a secret)
+        pause = params.RESTART_S[max(0, process.failures - 1)] * random.uniform(0.8, 1.2)  # noqa: S311  (jitter, not a secret)
         self._deadlines[process] = self._loop.later(pause, lambda: self.start(process))
 
     def _give_up(self, process: Process, reason: str, details: str = "") -> None:

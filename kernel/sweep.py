@@ -66,6 +66,10 @@ class Sweeper:
             self._pidfd = os.pidfd_open(self._running.pid)
         except OSError as error:  # it stays until the next boot
             log.warning("sweep.failed", err=str(error))
+            if self._running is not None:  # nobody would notice its end
+                os.killpg(self._running.pid, signal.SIGKILL)
+                self._running.wait()
+                self._running = None
             return
         self._loop.watch(self._pidfd, self._over)
 
