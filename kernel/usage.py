@@ -87,7 +87,7 @@ class Sample:
     tasks: int = 0
     held_disk: int = 0
     held_memory: int = 0
-    """Bytes of files in memory without a name (memfd_create), mapped or not."""
+    """Bytes of deleted files in memory that it holds open, mapped or not: in the /tmp and /dev/shm of its jail."""
 
 
 def resident(pid: int) -> tuple[int, float]:
