@@ -1,118 +1,204 @@
-"""Who runs on the model next, and for how many tokens. A pure state machine with an injected clock: no model, no sockets.
+"""Whose inference runs on the model next, and for how many tokens. A pure state machine: no model, no sockets, no logging.
 
-Classes are strict: an interactive job goes before an event's, an event's before a background one. Waiting lifts a job by one
-class for every `aging_s` seconds, so nothing starves. Inside a class, principals share by weight: each has a virtual time in
-tokens ÷ weight, and the one that is furthest behind runs (start-time fair queueing); a principal that comes back from idling
-starts at the present virtual time, so it can neither save up nor be punished. A principal's own jobs run in order of arrival.
-
-Source: Goyal, Vin, Cheng, "Start-time Fair Queueing" (SIGCOMM 1996); Sheng et al., "Fairness in Serving Large Language
-Models" (OSDI 2024), for counting service in tokens.
+The kernel asks `pick` for a turn, the core runs it, `account` says what it did.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Literal
 
-from llmos.ipc.errors import Code, OpError
 from llmos.ipc.protocol import JobClass
 from llmos.kernel import params
 
 
+class State(StrEnum):
+    """Where a job is. The last four are words of the core's `ran` too, `parked` aside."""
+
+    NEW = "new"  # the core has not said yet how long its prompt is
+    PREFILL = "prefill"  # tokens of its prompt are still to be read
+    DECODE = "decode"  # it makes a token in every step that it is in
+    PARKED = "parked"  # its KV was given up for another's; it goes on with a prefill grant
+    DONE = "done"
+
+
 @dataclass(eq=False)
 class Job:
-    """One inference for one principal. The scheduler reads it and writes the last three fields."""
+    """One inference for one principal. What follows `kind` is the scheduler's to write and everyone's to read."""
 
     id: int
     principal: str
     job_class: JobClass
     weight: float = params.CLASS_WEIGHT_DEFAULT
+    model: str = ""
+    """Jobs of one model run together."""
+    deadline: float | None = None
+    """On the scheduler's clock; a wish, which nothing enforces."""
+    kind: Literal["generate", "embed"] = "generate"
+
+    state: State = State.NEW
     arrived: float = 0.0
-    served: int = 0
-    """Tokens prefilled and decoded for it so far."""
-    waiting_since: float = field(default=0.0, repr=False)
+    waiting_since: float = 0.0
+    """When it was last in a turn; when it came, before that."""
+    first_run: float | None = None
+    """When it was first in a turn."""
+    prompt: int = 0
+    """Tokens before its answer, those found in the cache included."""
+    unread: int | None = None
+    """Tokens that are to be prefilled before it can decode, at most; None until `admitted`."""
+    max_tokens: int = 0
+    """Tokens of its answer, at most."""
+    produced: int = 0
+    """Tokens of its answer so far."""
+    kv: int = field(default=0, repr=False)
+    """Tokens of KV that are reserved for it."""
 
 
 @dataclass(frozen=True)
-class Slice:
-    """What the engine is to do next: run `job` for at most `tokens`."""
+class Grant:
+    """The most tokens that a turn may compute for `job`; at least 1."""
 
     job: Job
     tokens: int
 
 
+@dataclass(frozen=True)
+class Turn:
+    """What the core is to do next, with one model: read a slice of one prompt, then decode steps for all of `decode`."""
+
+    number: int
+    model: str
+    prefill: Grant | None
+    decode: tuple[Grant, ...]
+    """A batch: in each step every row makes a token, until its grant is used up."""
+    park: tuple[Job, ...] = ()
+    """Jobs, of any model, that give up their KV before the turn begins."""
+
+
+@dataclass(frozen=True)
+class Spent:
+    """What a turn did for one job: a row of the core's `ran`, by the same names."""
+
+    job: int
+    prefill: int
+    cached: int
+    """Prompt tokens that were found in the cache after all, beyond what `admitted` said."""
+    decode: int
+    forced: int = 0
+    """Of `decode`, those that a grammar left no choice about."""
+    state: State = State.DECODE
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What the scheduler is run with; tests change it."""
+
+    kv_bytes: int = params.KV_BYTES
+    max_jobs: int = params.MAX_JOBS
+    max_rows: int = params.MAX_ROWS
+    quantum: int = params.QUANTUM
+    slice: int = params.SLICE
+    prefill_slice: int = params.PREFILL_SLICE
+    prefill_steps: int = params.PREFILL_STEPS
+    aging_s: float = params.AGING_S
+    lag: float = params.LAG
+    prefill_credit_s: float = params.PREFILL_CREDIT_S
+    urgent_s: float = params.URGENT_S
+    kv_headroom: int = params.KV_HEADROOM
+
+
+@dataclass
+class Counts:
+    """Jobs of one class by state, for those who look on."""
+
+    new: int = 0
+    prefill: int = 0
+    decode: int = 0
+    parked: int = 0
+
+
 class Scheduler:
-    """Jobs wait here until they are done; `pick` says who runs.
+    """Jobs are here from `submit` until they are done or removed; `pick` says what the core does next.
 
     Args:
         clock: monotonic seconds.
-        prefill_cost: what a prefilled token counts, a decoded one counting 1.
     """
 
-    def __init__(
-        self,
-        clock: Callable[[], float],
-        *,
-        prefill_cost: float = 0.25,
-        aging_s: float = params.AGING_S,
-        quantum: int = params.QUANTUM,
-        slice_: int = params.SLICE,
-        max_jobs: int = params.MAX_JOBS,
-    ) -> None:
-        self._clock = clock
-        self._prefill_cost = prefill_cost
-        self._aging_s = aging_s
-        self._quantum = quantum
-        self._slice = slice_
-        self._max_jobs = max_jobs
-        self._jobs: dict[int, Job] = {}
-        self._virtual: dict[str, float] = {}
-        self._now_virtual = 0.0
+    def __init__(self, clock: Callable[[], float], limits: Limits | None = None) -> None:
+        raise NotImplementedError
 
     def __len__(self) -> int:
-        return len(self._jobs)
+        """Jobs that are here, in any state."""
+        raise NotImplementedError
+
+    def set_model(self, model: str, kv_bytes: int) -> None:
+        """`model` is loaded; each token of its KV takes `kv_bytes` bytes (0 for one without KV: an embedder)."""
+        raise NotImplementedError
+
+    def set_budget(self, principal: str, tokens: int | None, per_s: float = 3600.0) -> None:
+        """In no `per_s` seconds may more than `tokens` be computed for `principal`; None lifts that."""
+        raise NotImplementedError
+
+    def budget_left(self, principal: str) -> int | None:
+        """Tokens that may be computed for it now; None without a budget."""
+        raise NotImplementedError
 
     def submit(self, job: Job) -> None:
-        """Raises `OpError(BUSY)` when the queue is full."""
-        mine = sum(one.principal == job.principal for one in self._jobs.values())
-        if not params.share(self._max_jobs, mine, len(self._jobs) - mine):
-            raise OpError(Code.BUSY, f"{len(self._jobs)} inferences are waiting already", "try again in a moment")
-        if not any(other.principal == job.principal for other in self._jobs.values()):
-            self._virtual[job.principal] = max(self._virtual.get(job.principal, 0.0), self._now_virtual)
-        job.arrived = job.waiting_since = self._clock()
-        self._jobs[job.id] = job
+        """It waits for `admitted` from now on. Raises `OpError(BUSY)` when the queue is full."""
+        raise NotImplementedError
+
+    def admitted(self, job_id: int, unread: int, max_tokens: int, cached: int = 0) -> None:
+        """What the core said of it: from now on it may run. A job that is not here any more is passed over.
+
+        Args:
+            unread: tokens to be prefilled.
+            max_tokens: of the answer.
+            cached: tokens in front of the unread ones, whose KV is there already but counts as this job's too.
+
+        Raises `OpError(TOO_LARGE)` when it can never have the KV that it may need; the caller removes it.
+        """
+        raise NotImplementedError
 
     def remove(self, job_id: int) -> Job | None:
-        """Done, cancelled or failed; None when it is not here."""
-        job = self._jobs.pop(job_id, None)
-        if not self._jobs:  # nobody to be fair to: start afresh, so that the table of principals stays small
-            self._virtual.clear()
-            self._now_virtual = 0.0
-        return job
+        """Done, cancelled or failed; None when it is not here. While it is in a turn `account` still charges for it."""
+        raise NotImplementedError
 
-    def pick(self) -> Slice | None:
-        """The job to run now and for how long; None when there is none."""
-        if not self._jobs:
-            return None
-        job = min(self._jobs.values(), key=self._rank)
-        self._now_virtual = self._virtual[job.principal]
-        alone = len(self._jobs) == 1
-        return Slice(job, self._quantum if alone else self._slice)
+    def pick(self) -> Turn | None:
+        """What the core is to do now; None when no job can run, or a turn is under way.
 
-    def preempts(self, newcomer: Job, running: Job) -> bool:
-        """Whether `newcomer` should not wait for the end of `running`'s slice."""
-        return self.effective_class(newcomer) < self.effective_class(running)
+        The turn is under way until `account` or `abandon`.
+        """
+        raise NotImplementedError
 
-    def account(self, job: Job, prefill: int, decode: int) -> None:
-        """What a slice did, in tokens."""
-        job.served += prefill + decode
-        job.waiting_since = self._clock()
-        if job.principal in self._virtual:
-            self._virtual[job.principal] += (prefill * self._prefill_cost + decode) / job.weight
+    def preempts(self, newcomer: Job) -> bool:
+        """Whether the turn under way should `yield` for `newcomer`, which has been admitted."""
+        raise NotImplementedError
 
-    def effective_class(self, job: Job) -> int:
-        """Its class, less one for every `aging_s` it has waited since it last ran."""
-        return max(0, job.job_class - int((self._clock() - job.waiting_since) / self._aging_s))
+    def account(self, turn: Turn, spent: Sequence[Spent], prefill_s: float, steps: int, decode_s: float) -> None:
+        """What the turn did. Jobs that are done are removed.
 
-    def _rank(self, job: Job) -> tuple[int, float, float, int]:
-        return self.effective_class(job), self._virtual[job.principal], job.arrived, job.id
+        Args:
+            spent: one for each job of the turn; one that is missing did nothing.
+            prefill_s: seconds that the prefill took.
+            steps: decode steps that were run.
+            decode_s: seconds that they took together.
+        """
+        raise NotImplementedError
+
+    def abandon(self) -> None:
+        """The turn under way will never be accounted for: the core died. Its jobs are the caller's to remove."""
+        raise NotImplementedError
+
+    def exhausted(self) -> list[Job]:
+        """Jobs that will not run for want of budget: the caller ends them with `BUDGET`."""
+        raise NotImplementedError
+
+    def counts(self) -> dict[JobClass, Counts]:
+        """Jobs by class and state."""
+        raise NotImplementedError
+
+    def kv_reserved(self) -> int:
+        """Bytes of KV that are promised to jobs."""
+        raise NotImplementedError
