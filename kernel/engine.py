@@ -36,6 +36,9 @@ Message = dict[str, Any]
 class Work(Protocol):
     """What runs on the models."""
 
+    def divide(self, kv_bytes: int) -> None:
+        """How much memory there is for KV; said once, before anything runs."""
+
     def heard(self, message: Message) -> None:
         """The core says something that is no model's. Raises `KeyError`, `TypeError`, `ValueError` for nonsense."""
 
@@ -62,7 +65,6 @@ class _Waiter:
     call: Call
     model: Model
     unloaded: list[str]
-    then: Callable[[], None]
 
 
 class Engine:
@@ -120,6 +122,7 @@ class Engine:
         self._models.memory = Memory.plan(
             machine_memory(), sum(model.weights for model in first), free_disk(self._scratch), os.environ
         )
+        self.work.divide(self._models.memory.kv)
         log.info("models.memory", **vars(self._models.memory))
         for model in first:
             try:
@@ -181,21 +184,21 @@ class Engine:
         model.used = self._loop.clock()
         return model
 
-    def load(self, name: str, call: Call, then: Callable[[], None] = lambda: None) -> None:
-        """Load a model beside the others; `call` is answered when it is there, after calling `then`, or cannot be.
+    def load(self, name: str, call: Call) -> None:
+        """Load a model beside the others; `call` is answered when it is there, or cannot be.
 
-        Those that have to go for it, least recently used and idle, are named in the answer. Raises `OpError`: `NOT_FOUND`, `TOO_LARGE`, `BUSY`.
+        Those that have to go for it, least recently used and idle, are named in the answer. Where there is no default that works, it
+        becomes that. Raises `OpError`: `NOT_FOUND`, `TOO_LARGE`, `BUSY`.
         """
         model, gone = self._models.get(name), []
         if model is not None and model.state is State.READY and not self._died:
             model.used = self._loop.clock()
-            then()
             call.reply(self._loaded(model, []))
             return
         if model is None or model.state in (State.FAILED, State.UNLOADING) or self._died:
             model = self._models.installed(name)
             gone = self._want(model)
-        self._waiters.append(_Waiter(call, model, gone, then))
+        self._waiters.append(_Waiter(call, model, gone))
         self._start()
 
     def unload(self, name: str, call: Call) -> None:
@@ -210,12 +213,17 @@ class Engine:
         if not held:
             call.reply({"model": name})
 
-    def choose_default(self, name: str) -> None:
-        """The model of requests that name none, now and after restarts. Raises `OpError(NOT_FOUND)`."""
-        if self._models.installed(name).kind is not Kind.GENERATOR:
-            raise OpError(Code.INVALID_ARGUMENT, f"{name} generates no text", "see `llmosctl model ls`")
-        self._models.default = name
-        self._journal.set("model", name)
+    def default(self, name: str | None) -> str | None:
+        """The model of requests that name none, now and after restarts, having made it `name` if that is given.
+
+        Raises `OpError`: `NOT_FOUND`, `INVALID_ARGUMENT`.
+        """
+        if name is not None:
+            if self._models.installed(name).kind is not Kind.GENERATOR:
+                raise OpError(Code.INVALID_ARGUMENT, f"{name} generates no text", "see `llmosctl model ls`")
+            self._journal.set("model", name)
+            self._models.default = name
+        return self._models.default
 
     def _embedder(self) -> str | None:
         loaded = next((one.name for one in self._models if one.kind is Kind.EMBEDDING), None)
@@ -408,7 +416,8 @@ class Engine:
             if error is not None:
                 waiter.call.fail(error)
             else:
-                waiter.then()
+                if self.state in ("none", "failed") and model.kind is Kind.GENERATOR:
+                    self.default(model.name)
                 waiter.call.reply(self._loaded(model, waiter.unloaded))
 
     @staticmethod

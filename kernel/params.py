@@ -97,7 +97,9 @@ MAX_CONTEXTS = 64  # open at once
 MAX_ROWS = 16  # jobs that decode in one step
 QUANTUM = 64  # decode steps of a turn when nobody waits
 SLICE = 16  # the same when somebody waits
-PREFILL_SLICE = 128  # tokens of a prompt read in one turn, 0.16 s of a 0.5B model: what an interactive job waits for at most
+PREFILL_SLICE = (
+    128  # tokens of a prompt read in one turn, 0.16 s of a 0.5B model: what an interactive job waits for at most
+)
 PREFILL_STEPS = 2  # decode steps of a turn that reads a slice too, so that answers flow while prompts are read
 AGING_S = 20.0  # seconds of waiting that lift a job by one class
 LAG = 32.0  # tokens ÷ weight that a principal may be ahead of the one furthest behind and still decode
@@ -115,7 +117,9 @@ KV_LEAST = 256 << 20  # bytes of KV there are in any case
 KV_MOST = 16 << 30  # the same at most, where nothing else is said
 SPILL_SHARE = 0.1  # of the free disk, for contexts that are put aside
 SPILL_MOST = 4 << 30  # bytes of them at most
-CORE_DISK = SPILL_MOST + (64 << 20)  # bytes on disk that the core may take: what it has spilled, and what it is about to
+CORE_DISK = SPILL_MOST + (
+    64 << 20
+)  # bytes on disk that the core may take: what it has spilled, and what it is about to
 CORE_FILES = 1_000  # files in its directory: it deletes each as soon as it is open
 RATE_S = 3.0  # seconds over which tokens per second are averaged
 CORE_MEMORY = 64 << 30  # bytes of address space of the core: weights are mapped
