@@ -1,4 +1,7 @@
-"""The engine on ONNX Runtime GenAI: one `Generator` for each context, fed token by token, sampled from outside."""
+"""The engine on ONNX Runtime GenAI: one `Generator` for each row, fed one after the other, sampled from outside.
+
+It runs what the batched engine does not: graphs of other shapes, and the providers that GenAI knows (CUDA, DirectML, WebGPU).
+"""
 
 from __future__ import annotations
 
@@ -14,6 +17,7 @@ import onnxruntime_genai
 
 from llmos.ipc.errors import Code, OpError
 from llmos.kernel.core import limits, runtime
+from llmos.kernel.core.engine import KV
 from llmos.kernel.core.sampler import Logits
 
 
@@ -24,13 +28,19 @@ class GenaiEngine:
         folder: with `genai_config.json` and what it names.
         provider: `cpu`, or a provider of this machine in GenAI's spelling (`cuda`, `webgpu`, …).
         window: tokens of the model's context window.
+        why: it was chosen, for people.
 
     Raises:
         OpError: UNAVAILABLE when the provider does not work here, INVALID_ARGUMENT when the folder does not load.
     """
 
-    def __init__(self, folder: Path, provider: str, window: int) -> None:
-        self.window = window
+    name = "genai"
+    looks_back = portable = False
+
+    def __init__(self, folder: Path, provider: str, window: int, why: str) -> None:
+        self.window, self.why = window, why
+        self.rows = limits.GENAI_ROWS
+        self._seated = 0
         try:
             config = onnxruntime_genai.Config(str(folder))
             config.clear_providers()
@@ -43,67 +53,55 @@ class GenaiEngine:
         except Exception as error:  # GenAI raises RuntimeError, ValueError or its own for the same faults
             raise _unloadable(folder, provider, error) from error
 
-    def open(self, *, lasting: bool) -> GenaiContext:
-        return GenaiContext(self, lasting)
-
-    def extend(self, batch: Sequence[tuple[GenaiContext, Sequence[int]]]) -> None:
-        for context, tokens in batch:
-            context.extend(tokens)
-
-
-class GenaiContext:
-    """One `Generator` and the tokens it holds.
-
-    Its cache is one buffer for past and present, allocated at its full length: letting it grow instead copies all of it
-    at each token (measured: 10 % of the speed at 256 tokens, 40 % at 2,000). A job's own context has the length that the
-    job can reach; a lasting one starts longer and doubles, and what it held is read again when it does.
-    """
-
-    def __init__(self, engine: GenaiEngine, lasting: bool) -> None:
-        self._engine = engine
-        self._lasting = lasting
-        self._generator: Any = None
-        self._room = 0
-        self.tokens: list[int] = []
-
-    def align(self, prompt: Sequence[int], room: int) -> int:
-        if self._generator is None or room > self._room:
-            self.close()
-            if self._lasting:
-                room = min(max(1 << (room - 1).bit_length(), limits.LASTING_ROOM), self._engine.window)
-            with _faults():
-                parameters = onnxruntime_genai.GeneratorParams(self._engine.model)
-                parameters.set_search_options(max_length=room, do_sample=False, past_present_share_buffer=True)
-                self._generator = onnxruntime_genai.Generator(self._engine.model, parameters)
-            self._room = room
-        kept = shared_length(self.tokens, prompt[:-2]) & ~1
-        if kept < len(self.tokens):
-            with _faults():
-                self._generator.rewind_to(kept)
-            del self.tokens[kept:]
-        return kept
-
-    def extend(self, tokens: Sequence[int]) -> None:
+    def seat(self, room: int) -> GenaiRow | None:
+        if self._seated >= self.rows:
+            return None
         with _faults():
-            self._generator.append_tokens(np.asarray(tokens, dtype=np.int32))
-        self.tokens += tokens
+            parameters = onnxruntime_genai.GeneratorParams(self.model)
+            parameters.set_search_options(
+                max_length=min(room, self.window), do_sample=False, past_present_share_buffer=True
+            )
+            row = GenaiRow(onnxruntime_genai.Generator(self.model, parameters))
+        self._seated += 1
+        return row
 
-    def logits(self) -> Logits:
+    def leave(self, row: GenaiRow) -> None:
+        self._seated -= 1
+        row.generator, row.tokens = None, []
+
+    def extend(self, row: GenaiRow, tokens: Sequence[int], told: int = 1) -> Logits:  # noqa: ARG002 -- it never looks back
         with _faults():
-            scores: Logits = self._generator.get_logits()[0, -1]
+            row.generator.append_tokens(np.asarray(tokens, dtype=np.int32))
+            scores: Logits = row.generator.get_logits()[0, -1:]
+        row.tokens += tokens
         return scores
 
-    def close(self) -> None:
-        self._generator = None
-        self.tokens = []
+    def step(self, rows: Sequence[GenaiRow], tokens: Sequence[int]) -> Logits:
+        return np.concatenate([self.extend(row, [token]) for row, token in zip(rows, tokens, strict=True)])
+
+    def cut(self, row: GenaiRow, length: int) -> None:
+        if length < len(row.tokens):
+            with _faults():
+                row.generator.rewind_to(length)
+            del row.tokens[length:]
+
+    def take(self, row: GenaiRow, start: int, stop: int) -> KV:
+        raise NotImplementedError
+
+    def put(self, row: GenaiRow, tokens: Sequence[int], kv: KV) -> None:
+        raise NotImplementedError
 
 
-def shared_length(one: Sequence[int], other: Sequence[int]) -> int:
-    """How many tokens both begin with."""
-    for length, (left, right) in enumerate(zip(one, other, strict=False)):
-        if left != right:
-            return length
-    return min(len(one), len(other))
+class GenaiRow:
+    """One `Generator` and the tokens it holds.
+
+    Its cache is one buffer for past and present, allocated at the full length its job can reach: letting it grow instead
+    copies all of it at each token (measured: 10 % of the speed at 256 tokens, 40 % at 2,000).
+    """
+
+    def __init__(self, generator: Any) -> None:
+        self.generator = generator
+        self.tokens: list[int] = []
 
 
 def _unloadable(folder: Path, provider: str, error: Exception) -> OpError:

@@ -44,9 +44,17 @@ class Grammar:
         allowed = np.unpackbits(words, count=logits.size, bitorder="little").view(np.bool_)
         np.copyto(logits, np.float32("-inf"), where=~allowed)
 
-    def advance(self, token: int) -> list[int]:
-        """Take the token that was picked under `mask`; return those that can only follow it, already taken too."""
+    def begin(self) -> list[int]:
+        """The tokens that the text can only begin with, already taken."""
+        return self._forced()
+
+    def advance(self, token: int, *, skip: bool = True) -> list[int]:
+        """Take the token that was picked under `mask`; with `skip`, return those that can only follow it, already taken too."""
         self._matcher.consume_token(token)
+        self._check(Code.BUDGET, "the constraint became too complex at this point of the text")
+        return self._forced() if skip else []
+
+    def _forced(self) -> list[int]:
         forced: list[int] = self._matcher.compute_ff_tokens()
         if forced:
             self._matcher.consume_tokens(forced)

@@ -1,4 +1,4 @@
-"""One job's work, a step at a time: generations, and embeddings behind the same face."""
+"""One job's work, a piece at a time: generations, and embeddings behind the same face."""
 
 from __future__ import annotations
 
@@ -8,161 +8,212 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from llmos.ipc.errors import Code, OpError
 from llmos.kernel.core import limits
-from llmos.kernel.core.engine import Context
-from llmos.kernel.core.grammar import compile_grammar
-from llmos.kernel.core.model import Model
+from llmos.kernel.core.conversation import Conversation, Paging
+from llmos.kernel.core.engine import Engine, Row
+from llmos.kernel.core.passage import Passage
 from llmos.kernel.core.request import Request
-from llmos.kernel.core.sampler import Sampler
-from llmos.kernel.core.stream import TextStream
 
 if TYPE_CHECKING:
     from llmos.kernel.core.embedder import Embedder
+    from llmos.kernel.core.model import Model
 
 Clock = Callable[[], float]
 
 
 class Job(Protocol):
-    """What the loop runs.
+    """What a turn works on.
 
     Attributes:
         job: the kernel's number for it.
-        finish: why it ended (`stop`, `eos`, `length`, `cancelled`), None while there is more to do.
-        prefill, decode: tokens read and tokens produced since `begin`.
+        model: the name of the model it is for.
+        finish: why it ended (`stop`, `eos`, `length`, `cancelled`, `failed`), None while there is more to do.
+        prefill, cached, decode, forced: since `begin`, tokens of the prompt read, and found in the cache; tokens produced, and
+            how many of them no decision was needed for.
     """
 
     job: int
+    model: str
     finish: str | None
     prefill: int
+    cached: int
     decode: int
+    forced: int
 
     def begin(self) -> None:
-        """A quantum starts: count from nought."""
+        """A turn starts: count from nought."""
 
-    def step(self, budget: int) -> None:
-        """The least piece of work, of at most `budget` tokens where it can be cut. Raises `OpError`: it has failed."""
+    def read(self, budget: int) -> None:
+        """Read some of the prompt, at most about `budget` tokens. Raises `OpError`: it has failed."""
 
     def chunk(self, *, last: bool) -> dict[str, Any] | None:
         """The message with the text that is due now; with `last`, all there is."""
 
-    def report(self) -> dict[str, Any]:
-        """The message that ends the quantum."""
+    def leave(self) -> None:
+        """Give back what it holds of the engine."""
+
+    def close(self) -> None:
+        """It has ended of itself."""
 
 
 class Generation:
-    """A text in the making.
-
-    `pending` are tokens decided and not yet fed to the model: first what is left of the prompt, then each token as it
-    is picked, with those that a grammar forces after it. With nothing pending, the context's logits say what may follow.
+    """A text in the making: one passage, or before it another that summarises what its conversation pages out.
 
     Args:
         request: what was asked for.
+        name: of the model.
         model: the loaded model.
-        context: the cache to work in; nobody else may use it until the job has ended.
-        pace: the model's prefill slice.
+        conversation: what the answer belongs to, with the request's own words in it; None for a prompt by itself.
 
     Raises:
-        OpError: INVALID_ARGUMENT (the template or the grammar), TOO_LARGE (over the window), BUSY (memory).
+        OpError: INVALID_ARGUMENT (the template or the grammar), TOO_LARGE (over the window).
     """
 
     def __init__(
-        self, request: Request, model: Model, context: Context, pace: Pace, clock: Clock = time.monotonic
+        self,
+        request: Request,
+        name: str,
+        model: Model,
+        conversation: Conversation | None = None,
+        clock: Clock = time.monotonic,
     ) -> None:
-        prompt, window = model.encode(request), model.info.context
+        self.job, self.model, self.label = request.job, name, request.label
+        self.finish: str | None = None
+        self.prefill = self.cached = self.decode = self.forced = 0
+        self._request, self._model, self._clock = request, model, clock
+        self.conversation = conversation
+        self._paging: Paging | None = None
+        self._paged = False
+        self._produced = self._told = 0
+        self._text: list[str] = []
+        self._due = 0.0
+        self.passage = self._first()
+
+    @property
+    def prompt_tokens(self) -> int:
+        return len(self.passage.prompt)
+
+    @property
+    def max_tokens(self) -> int:
+        return self.passage.max_tokens
+
+    @property
+    def row(self) -> Row | None:
+        return self.passage.row
+
+    @property
+    def engine(self) -> Engine[Any]:
+        return self._model.engine
+
+    @property
+    def drafted(self) -> int:
+        """How many of the tokens that `feed` told are drafts."""
+        return self.passage.drafted
+
+    def known(self) -> int:
+        """Tokens of the prompt that need not be read, as things stand."""
+        return self.passage.known()
+
+    def take_paged(self) -> bool:
+        """Whether it has paged its conversation since somebody asked, and begins anew."""
+        paged, self._paged = self._paged, False
+        return paged
+
+    @property
+    def reading(self) -> bool:
+        """Whether there is text to read before the next decision."""
+        return self.passage.unread > 0
+
+    def begin(self) -> None:
+        self.prefill = self.cached = self.decode = self.forced = 0
+
+    def read(self, budget: int) -> None:
+        prefill, cached = self.passage.read(budget)
+        self.prefill += prefill
+        self.cached += cached
+        if not self.reading:
+            self._settle(len(self.passage.output))
+
+    def feed(self) -> list[int]:
+        """What the next run feeds: the tokens decided on, and those drafted behind them."""
+        return self.passage.feed()
+
+    def take(self, logits: Any) -> None:
+        """Go on from the logits after the last of what was fed, and after each of the drafts. Raises `OpError`."""
+        before = len(self.passage.output)
+        self.passage.take(logits)
+        self._settle(len(self.passage.output) - before)
+
+    def chunk(self, *, last: bool) -> dict[str, Any] | None:
+        now = self._clock()
+        if self._paging is not None or (not last and now < self._due):
+            return None
+        text = self.passage.stream.take()
+        if not text:
+            return None
+        self._text.append(text)
+        self._due = now + limits.CHUNK_INTERVAL
+        tokens, self._told = self._produced - self._told, self._produced
+        return {"op": "chunk", "job": self.job, "text": text, "tokens": tokens}
+
+    def leave(self) -> None:
+        self.passage.leave()
+
+    def close(self) -> None:
+        """It has ended of itself: its conversation goes on with what was said."""
+        if self.conversation is not None:
+            self.conversation.tokens, self.conversation.label = self.passage.text, self.label
+            if self._request.max_tokens:
+                self.conversation.answered("".join(self._text))
+
+    def _first(self) -> Passage:
+        """The passage to begin with. Raises `OpError`."""
+        window = self._model.info.context
+        if self.conversation is None:
+            prompt = self._model.encode(self._request)
+        else:
+            prompt = self.conversation.encode(self._model)
+            wanted = min(self._request.max_tokens, window // limits.ANSWER_SHARE)
+            if len(prompt) + wanted >= window:
+                self._paging = self.conversation.page(self._model, window - wanted)
+        if self._paging is not None:
+            summary = self._paging.request(self.job, self._model, window)
+            return Passage(summary, self._model.encode(summary), self._model, self.label)
         if len(prompt) >= window:
             raise OpError(
                 Code.TOO_LARGE,
                 f"the prompt has {len(prompt)} tokens, the model's window is {window}",
                 "shorten the prompt or load a model with a larger window",
             )
-        self.job = request.job
-        self.finish: str | None = None
-        self.prefill = self.decode = 0
-        self.context = context
-        self.prompt_tokens = len(prompt)
-        self.max_tokens = min(request.max_tokens, window - len(prompt))
-        self._model, self._pace, self._clock = model, pace, clock
-        self._grammar = compile_grammar(request, model.tokenizer.grammars)
-        self._sampler = Sampler(request, prompt)
-        self._stream = TextStream(request.stop)
-        self.cached_tokens = context.align(prompt, len(prompt) + self.max_tokens)
-        self._pending = prompt[self.cached_tokens :]
-        self._unread = len(self._pending)
-        self._produced = self._told = 0
-        self._due = 0.0
+        if self.conversation is not None and self.conversation.label != self.label:
+            self._model.seats.adopt(self.conversation.label, self.label, self.conversation.tokens)
+        return Passage(self._request, prompt, self._model, self.label)
 
-    def begin(self) -> None:
-        self.prefill = self.decode = 0
-
-    def step(self, budget: int) -> None:
-        if self._unread:
-            self._read(next_slice(self._unread, min(budget, self._pace.slice)))
-        elif self._pending:
-            self._feed(limits.PREFILL_SLICE)
-        else:
-            self._pick()
-
-    def chunk(self, *, last: bool) -> dict[str, Any] | None:
-        now = self._clock()
-        if not last and now < self._due:
-            return None
-        text = self._stream.take()
-        if not text:
-            return None
-        self._due = now + limits.CHUNK_INTERVAL
-        tokens, self._told = self._produced - self._told, self._produced
-        return {"op": "chunk", "job": self.job, "text": text, "tokens": tokens}
-
-    def report(self) -> dict[str, Any]:
-        return ran(self)
-
-    def _read(self, count: int) -> None:
-        before = self._clock()
-        self._feed(count)
-        self._pace.measure(count, self._clock() - before)
-        self._unread -= count
-        self.prefill += count
-
-    def _feed(self, count: int) -> None:
-        self._model.engine.extend([(self.context, self._pending[:count])])
-        del self._pending[:count]
-
-    def _pick(self) -> None:
-        logits = self.context.logits()
-        if self._grammar is not None:
-            self._grammar.mask(logits)
-        token = self._sampler.pick(logits)
-        if token in self._model.info.eos:
-            self._end("eos")
+    def _settle(self, produced: int) -> None:
+        """The passage has taken tokens, or is done."""
+        self.decode += produced
+        self.forced += self.passage.forced
+        self.passage.forced = 0
+        self._produced += produced
+        if self.passage.finish is None:
             return
-        tokens = [token]
-        if self._grammar is not None:
-            tokens += self._grammar.advance(token)
-        self._take(tokens[: self.max_tokens - self._produced])
-
-    def _take(self, tokens: Sequence[int]) -> None:
-        for token in tokens:
-            self._stream.push(self._model.tokenizer.bytes_of(token))
-        self._sampler.see(tokens)
-        self._pending += tokens
-        self._produced += len(tokens)
-        self.decode += len(tokens)
-        if self._stream.stopped or (self._grammar is not None and self._grammar.complete):
-            self._end("stop")
-        elif self._produced >= self.max_tokens:
-            self._end("length")
-
-    def _end(self, finish: str) -> None:
-        self._stream.finish()
-        self.finish = finish
+        if self._paging is None:
+            self.finish = self.passage.finish
+            return
+        self._paging.done(self.passage.stream.take())
+        self.passage.leave()
+        self._paging, self._paged, self._produced = None, True, 0
+        self.passage = self._first()
 
 
 class Embedding:
-    """Vectors in the making. A quantum of it may overshoot by one run of the embedding model, which cannot be cut."""
+    """Vectors in the making. A piece of it may overshoot by one run of the embedding model, which cannot be cut."""
 
-    def __init__(self, job: int, texts: Sequence[str], embedder: Embedder) -> None:
-        self.job = job
+    reading = True
+
+    def __init__(self, job: int, name: str, texts: Sequence[str], embedder: Embedder) -> None:
+        self.job, self.model = job, name
         self.finish: str | None = None
-        self.prefill = self.decode = 0
+        self.prefill = self.cached = self.decode = self.forced = 0
         self._work = embedder.embed(texts)
         self._dim = embedder.dim
         self._vectors = b""
@@ -170,57 +221,21 @@ class Embedding:
     def begin(self) -> None:
         self.prefill = 0
 
-    def step(self, budget: int) -> None:  # noqa: ARG002
-        try:
-            self.prefill += next(self._work)
-        except StopIteration as done:
-            self._vectors = done.value.astype("<f4").tobytes()
-            self.finish = "stop"
+    def read(self, budget: int) -> None:
+        while self.finish is None and self.prefill < budget:
+            try:
+                self.prefill += next(self._work)
+            except StopIteration as done:
+                self._vectors = done.value.astype("<f4").tobytes()
+                self.finish = "stop"
 
-    def chunk(self, *, last: bool) -> None:  # noqa: ARG002
-        return None
+    def chunk(self, *, last: bool) -> dict[str, Any] | None:
+        if not last or self.finish != "stop":
+            return None
+        return {"op": "embedded", "job": self.job, "dim": self._dim, "vectors": self._vectors}
 
-    def report(self) -> dict[str, Any]:
-        if self.finish == "stop":
-            return {"op": "embedded", "job": self.job, "dim": self._dim, "vectors": self._vectors}
-        return ran(self)
+    def leave(self) -> None:
+        pass
 
-
-def next_slice(unread: int, limit: int) -> int:
-    """How many of `unread` prompt tokens to feed now: about `limit`, an even number, the last slice of all at least two.
-
-    The runtime's kernels take rows in pairs, and round a row without a partner differently. Cut between pairs, a prompt
-    gives the same logits bit for bit however it is cut. So a `limit` of 1 or 2 may be passed, up to 3.
-    """
-    if unread <= max(limit, 3):
-        return unread
-    count = max(limit & ~1, 2)
-    return count - 2 if unread - count == 1 else count
-
-
-class Pace:
-    """How many prompt tokens to feed between two looks at the pipe: fewer on a slower model, which must stay prompt."""
-
-    def __init__(self) -> None:
-        self.slice = limits.PREFILL_SLICE
-
-    def measure(self, tokens: int, seconds: float) -> None:
-        """Note how long a slice took."""
-        if tokens < self.slice:
-            return
-        if seconds > limits.PREFILL_PATIENCE:
-            self.slice = max(self.slice // 2, limits.PREFILL_SLICE_MIN)
-        elif seconds * 3 < limits.PREFILL_PATIENCE:
-            self.slice = min(self.slice * 2, limits.PREFILL_SLICE)
-
-
-def ran(job: Job) -> dict[str, Any]:
-    """The message that ends a quantum of any job."""
-    return {
-        "op": "ran",
-        "job": job.job,
-        "prefill": job.prefill,
-        "decode": job.decode,
-        "state": "more" if job.finish is None else "done",
-        "finish": job.finish,
-    }
+    def close(self) -> None:
+        pass

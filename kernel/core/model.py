@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from llmos.ipc.errors import Code, OpError
 from llmos.kernel.core.engine import Engine, ModelInfo
-from llmos.kernel.core.request import Request
+from llmos.kernel.core.passage import Pace
+from llmos.kernel.core.request import Message, Request
+from llmos.kernel.core.seats import Memory, Seats, seats_for
 from llmos.kernel.core.template import CHATML, ChatTemplate, find_template
 from llmos.kernel.core.tokenizer import Tokenizer
 
@@ -22,18 +25,33 @@ class Model:
 
     info: ModelInfo
     engine: Engine[Any]
+    seats: Seats
     tokenizer: Tokenizer
     template: ChatTemplate
     warnings: tuple[str, ...] = ()
+    pace: Pace = field(default_factory=Pace)
 
     def encode(self, request: Request) -> list[int]:
         """The tokens of a request's prompt or messages; at least one. Raises `OpError` INVALID_ARGUMENT."""
-        if request.messages is None:
-            tokens = self.tokenizer.encode(request.prompt or "")
-        else:
-            shield = self.tokenizer.shield
-            messages = [{"role": shield(said.role), "content": shield(said.content)} for said in request.messages]
-            tokens = self.tokenizer.encode_chat(self.template.render(messages))
+        if request.messages is not None:
+            return self.encode_messages(request.messages)
+        return self.encode_text(request.prompt or "")
+
+    def encode_messages(self, messages: Sequence[Message]) -> list[int]:
+        """A conversation, as the template writes it, up to where the assistant's turn begins."""
+        shield = self.tokenizer.shield
+        shielded = [{"role": shield(said.role), "content": shield(said.content)} for said in messages]
+        return self._some(self.tokenizer.encode_chat(self.template.render(shielded)))
+
+    def encode_text(self, text: str) -> list[int]:
+        """A raw prompt."""
+        return self._some(self.tokenizer.encode(text))
+
+    def length(self, text: str) -> int:
+        """How many tokens a piece of text has."""
+        return len(self.tokenizer.encode(text))
+
+    def _some(self, tokens: list[int]) -> list[int]:
         if not tokens and self.info.bos is not None:
             tokens = [self.info.bos]
         if not tokens:
@@ -41,30 +59,49 @@ class Model:
         return tokens
 
 
-def load_model(folder: Path, provider: str) -> Model:
+def load_model(folder: Path, provider: str, memory: Memory | None = None) -> Model:
     """Load a GenAI folder; takes seconds, most of it reading weights.
 
     Raises:
         OpError: NOT_FOUND (no such folder, or a file of it is missing), INVALID_ARGUMENT (a file of it cannot be used),
             UNAVAILABLE (the provider does not work here).
     """
-    # The runtime is imported here and not at the top so that a core without a model starts at once.
-    from llmos.kernel.core.genai import GenaiEngine
-
-    info = _describe(folder, provider)
+    info, filename = _describe(folder, provider)
     tokenizer = _tokenizer(folder, info)
     template, warnings = _template(folder, tokenizer, info)
-    engine = GenaiEngine(folder, provider, info.context)
-    return Model(replace(info, chat=not warnings), engine, tokenizer, template, warnings)
+    engine = _engine(folder, filename, provider, info.context)
+    info = replace(info, chat=not warnings, engine=engine.name, why=engine.why)
+    seats = seats_for(engine, info.kv_bytes, memory or Memory())
+    return Model(info, engine, seats, tokenizer, template, warnings)
 
 
-def _describe(folder: Path, provider: str) -> ModelInfo:
-    """What the folder's files say: `genai_config.json`, and `llmos.json` where the importer wrote one."""
+def _engine(folder: Path, filename: str, provider: str, window: int) -> Engine[Any]:
+    """The batched engine where it can run the graph; GenAI where it cannot, or where GenAI alone knows the provider."""
+    # The runtimes are imported here and not at the top so that a core without a model starts at once.
+    why = f"the provider {provider} is GenAI's"
+    if provider == "cpu" or provider.endswith("ExecutionProvider"):
+        from llmos.kernel.core.batched import BatchedEngine, Unfit
+
+        try:
+            return BatchedEngine(folder, filename, provider, window)
+        except Unfit as reason:
+            why = f"the batched engine does not know this graph: {reason}"
+            provider = "cpu"
+    from llmos.kernel.core.genai import GenaiEngine
+
+    return GenaiEngine(folder, provider, window, why)
+
+
+def _describe(folder: Path, provider: str) -> tuple[ModelInfo, str]:
+    """What the folder's files say: `genai_config.json`, and `llmos.json` where the importer wrote one; and the graph's file."""
     described = _read(folder, "llmos.json") if (folder / "llmos.json").is_file() else {}
     try:
         config = _read(folder, "genai_config.json")["model"]
         decoder, eos = config["decoder"], described.get("eos", config["eos_token_id"])
-        return ModelInfo(
+        filename = str(decoder["filename"])
+        if Path(filename).name != filename:
+            raise ValueError("its graph lies outside of the folder")
+        info = ModelInfo(
             name=described.get("name", folder.name),
             architecture=described.get("architecture", config["type"]),
             parameters=described.get("parameters"),
@@ -79,6 +116,7 @@ def _describe(folder: Path, provider: str) -> ModelInfo:
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         detail = f"{folder / 'genai_config.json'} does not describe a text model: {type(error).__name__} {error}"
         raise OpError(Code.INVALID_ARGUMENT, detail, _AGAIN) from error
+    return info, filename
 
 
 def _read(folder: Path, name: str) -> dict[str, Any]:

@@ -42,24 +42,30 @@ class Request(Sampling, frozen=True, kw_only=True):
 
     Attributes:
         job: the kernel's number for it.
-        context: the KV cache that outlives the job, None for a fresh one.
-        prompt: text given to the model as it is; exactly one of it and `messages` is set.
-        max_tokens: tokens that may be produced; fewer where the context window ends sooner.
+        label: jobs of equal labels may share what was read.
+        context: the conversation that goes on, to which `prompt` or `messages` and the answer are appended; None for none.
+        prompt: text given to the model as it is; exactly one of it and `messages` is set, in a context at most one.
+        max_tokens: tokens that may be produced; fewer where the context window ends sooner. 0, in a context: only read.
         stop: strings that end the text and are not part of it.
         schema: a JSON Schema that the text must match; at most one of it, `regex` and `choices` is set.
         regex: a regular expression for the whole text, in the syntax of Rust's `regex`.
         choices: the texts allowed.
+        speculate: whether to draft what may come from what came before.
+        skip_forced: whether tokens that the constraint leaves no choice about are appended without a step each.
     """
 
     job: int
+    label: str = ""
     context: int | None = None
     prompt: str | None = None
     messages: Annotated[list[Message], Meta(min_length=1)] | None = None
-    max_tokens: Annotated[int, Meta(ge=1)] = 256
+    max_tokens: Annotated[int, Meta(ge=0)] = 256
     stop: Annotated[list[Annotated[str, Meta(min_length=1, max_length=256)]], Meta(max_length=16)] = []
     schema: dict[str, Any] | None = None
     regex: str | None = None
     choices: Annotated[list[Annotated[str, Meta(min_length=1)]], Meta(min_length=1, max_length=256)] | None = None
+    speculate: bool = False
+    skip_forced: bool = True
 
     @classmethod
     def parse(cls, message: dict[str, Any]) -> Self:
@@ -68,8 +74,12 @@ class Request(Sampling, frozen=True, kw_only=True):
             request = msgspec.convert(message, cls)
         except msgspec.ValidationError as error:
             raise OpError(Code.INVALID_ARGUMENT, str(error)) from error
-        if (request.prompt is None) == (request.messages is None):
+        if request.prompt is not None and request.messages is not None:
             raise OpError(Code.INVALID_ARGUMENT, "give either prompt or messages, and not both")
+        if request.context is None and (request.max_tokens < 1 or (request.prompt, request.messages) == (None, None)):
+            raise OpError(
+                Code.INVALID_ARGUMENT, "without a context, give prompt or messages, and at least one of max_tokens"
+            )
         given = [name for name in ("schema", "regex", "choices") if getattr(request, name) is not None]
         if len(given) > 1:
             raise OpError(Code.INVALID_ARGUMENT, f"one constraint per job: both {given[0]} and {given[1]} are set")

@@ -2,8 +2,8 @@
 
 The graph is the one onnxruntime-genai's own builder makes, with its input and output names, and three differences: query,
 key and value are one product and so are the two halves of the feed-forward; the embedding table is quantised and, when the
-model ties it to the output, stored once; and `logits` holds the last position only ([batch, 1, vocabulary]), because nothing
-reads the others and they cost a third of a prefill.
+model ties it to the output, stored once; and `logits` holds the last position only ([batch, 1, vocabulary]) unless the
+input `told_positions` asks for others, because they are seldom read and cost a third of a prefill.
 
 Source: the operators, https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md.
 """
@@ -25,7 +25,9 @@ from llmos.userland.models.packing import Layout, layout_for, pack, read_values
 from llmos.userland.models.weights import Region, WeightsFile
 
 LAST_POSITION = "last_position"
-"""The node that drops all positions but the last; a reader that wants every position's logits replaces it by an Identity."""
+"""The node that drops all positions but those told."""
+TOLD = "told_positions"
+"""An input that may be left out: int64 [told], the positions whose logits are wanted, counted as Python counts; [-1] if not given."""
 
 _PIECE = 1 << 20
 """Weights converted at a time; bounds the memory an import needs beside the file's header."""
@@ -60,8 +62,8 @@ class DecoderGraph:
         for layer in range(shape.layers):
             branch, stream = self._layer(layer, branch, stream)
         hidden, _ = self._norm("output_norm", branch, stream, last=True)
-        self._weights.constant("minus_one", np.array([-1], np.int64))
-        self._add("Gather", [hidden, "minus_one"], [LAST_POSITION], axis=1)
+        self._weights.constant(TOLD, np.array([-1], np.int64))
+        self._add("Gather", [hidden, TOLD], [LAST_POSITION], axis=1)
         if not shape.tied:
             table = self._table("output.weight", gathered=False, multiplied=True)
         self._product(LAST_POSITION, "logits", table, shape.hidden, shape.vocabulary)
@@ -76,10 +78,11 @@ class DecoderGraph:
             helper.make_tensor_value_info("input_ids", TensorProto.INT64, ["batch", "sequence"]),
             helper.make_tensor_value_info("attention_mask", TensorProto.INT64, ["batch", "total"]),
         ]
-        return text + self._cache_values("past_key_values", "past")
+        told = helper.make_tensor_value_info(TOLD, TensorProto.INT64, ["told"])
+        return [*text, *self._cache_values("past_key_values", "past"), told]
 
     def _outputs(self) -> list[onnx.ValueInfoProto]:
-        logits = helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", 1, self._shape.vocabulary])
+        logits = helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", "told", self._shape.vocabulary])
         return [logits, *self._cache_values("present", "total")]
 
     def _cache_values(self, prefix: str, length: str) -> list[onnx.ValueInfoProto]:
