@@ -405,7 +405,8 @@ class OpenContext(Syscall, frozen=True):
 class Append(Syscall, frozen=True):
     """Puts something at a context's end and reads it now, so that a later answer begins at once. → `{tokens, cached}`
 
-    `tokens` is how long it is, `cached` how much of it was found and not read again. Errors: `llm.generate`'s.
+    `tokens` is how long the context is now, `cached` how much of it was not read again. A context holds either turns or raw text.
+    Errors: `llm.generate`'s.
     """
 
     OP = "llm.append"

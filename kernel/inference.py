@@ -305,8 +305,9 @@ class Inferences:
         left: dict[int, int] = {}
         prefill, decode = None, []
         if turn.prefill is not None:
-            wanted = turn.prefill.job.unread or 1
-            if self._afford(turn.prefill, wanted, left) == turn.prefill.tokens:
+            job = turn.prefill.job
+            wanted = (job.unread or 0) + (job.max_tokens > 0)  # the last slice makes the first token
+            if self._afford(turn.prefill, max(1, wanted), left) == turn.prefill.tokens:
                 prefill = turn.prefill
         for grant in turn.decode:
             tokens = self._afford(grant, 1, left)
@@ -409,19 +410,24 @@ class Inferences:
         inference = self._jobs.get(message["job"])
         if inference is None:
             return
-        job = inference.job
-        inference.prompt, inference.cached = int(message["prompt_tokens"]), int(message["cached_tokens"])
-        unread = max(0, inference.prompt - inference.cached)
-        self.statistics.read(0, inference.cached)
+        if inference.job.id in self._members:  # of the turn under way, which is accounted for first
+            inference.again = message
+            return
+        self._size(inference, message)
+        if self._turn is not None and not self._yielding and self._scheduler.preempts(inference.job):
+            self._yielding = True
+            self._core.post({"op": "yield"})
+        self._dispatch()
+
+    def _size(self, inference: Inference, message: Message) -> None:
+        """What the core says of its prompt; once more, when its conversation was paged."""
+        inference.prompt, inference.known = int(message["prompt_tokens"]), int(message["cached_tokens"])
+        inference.cached = 0
+        unread = max(0, inference.prompt - inference.known)
         try:
-            self._scheduler.admitted(job.id, unread, int(message["max_tokens"]), inference.cached)
+            self._scheduler.admitted(inference.job.id, unread, int(message["max_tokens"]), inference.known)
         except OpError as error:
             self._fail(inference, error)
-        else:
-            if self._turn is not None and not self._yielding and self._scheduler.preempts(job):
-                self._yielding = True
-                self._core.post({"op": "yield"})
-        self._dispatch()
 
     def _chunk(self, message: Message) -> None:
         inference = self._jobs.get(message["job"])
@@ -442,17 +448,20 @@ class Inferences:
         rows = [spent_of(row) for row in message["jobs"]]
         self._turn, self._members, self._yielding = None, {}, False
         self.statistics.turn(message)
-        self._scheduler.account(
-            turn, [spent for spent, _ in rows], message["prefill_s"], message["steps"], message["decode_s"]
-        )
+        told = [members[spent.job].beyond(spent) for spent, _ in rows if spent.job in members]
+        self._scheduler.account(turn, told, message["prefill_s"], message["steps"], message["decode_s"])
         for spent, finish in rows:
             inference = members.get(spent.job)
             if inference is not None:
                 inference.took(spent, message["prefill_s"], message["decode_s"])
                 self.statistics.read(spent.prefill, spent.cached)
                 self.statistics.made(spent.decode, spent.forced)
-                if self._charged(inference, spent.prefill + spent.decode) and spent.state is State.DONE:
+                wanted = self._charged(inference, spent.prefill + spent.decode)
+                if wanted and spent.state is State.DONE:
                     self._done(inference, finish)
+                elif wanted and inference.again is not None:
+                    again, inference.again = inference.again, None
+                    self._size(inference, again)
         self._dispatch()
 
     def _charged(self, inference: Inference, tokens: int) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from llmos.ipc.protocol import Append
@@ -37,7 +37,11 @@ class Inference:
     text: list[str] = field(default_factory=list)
     vectors: Message | None = None
     """The core's `embedded`, until its turn has been paid for."""
+    again: Message | None = None
+    """A second `admitted`, that came during a turn: its conversation was paged."""
     prompt: int = 0
+    known: int = 0
+    """Tokens of the prompt that `admitted` said need not be read."""
     cached: int = 0
     prefill: int = 0
     decode: int = 0
@@ -56,7 +60,12 @@ class Inference:
     @property
     def usage(self) -> dict[str, int]:
         """Its part of the answer: tokens."""
-        return {"prompt": self.prompt, "cached": self.cached, "completion": self.decode, "forced": self.forced}
+        return {
+            "prompt": self.prompt,
+            "cached": min(self.cached, self.prompt),
+            "completion": self.decode,
+            "forced": self.forced,
+        }
 
     def timings(self, now: float) -> dict[str, float]:
         """Milliseconds: waiting for its first turn, reading, making tokens, to the first text, and in all."""
@@ -70,6 +79,11 @@ class Inference:
             "total": now - self.job.arrived,
         }
         return {name: round(seconds * 1000, 1) for name, seconds in spans.items()}
+
+    def beyond(self, spent: Spent) -> Spent:
+        """The same with what was found in the cache beyond what `admitted` had promised."""
+        before, after = self.cached, self.cached + spent.cached
+        return replace(spent, cached=max(0, after - self.known) - max(0, before - self.known))
 
     def took(self, spent: Spent, prefill_s: float, decode_s: float) -> None:
         """A turn that it was in is over, which spent so many seconds on its one prompt and on all its answers."""
@@ -85,7 +99,7 @@ class Inference:
         if self.vectors is not None:
             return {"dim": self.vectors["dim"], "vectors": self.vectors["vectors"]}
         if self.call.op == Append.OP:
-            return {"tokens": self.prompt, "cached": self.cached}
+            return {"tokens": self.prompt, "cached": min(self.cached, self.prompt)}
         text = "".join(self.text)
         if len(text.encode()) > params.TEXT_BYTES and not self.call.keep:
             text = ""  # the chunks have carried it
