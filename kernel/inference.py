@@ -18,11 +18,12 @@ from llmos.kernel.calls import Call
 from llmos.kernel.capability import used_up
 from llmos.kernel.contexts import Context, Contexts, namespace
 from llmos.kernel.inference_call import Inference, Reveal, said, spent_of
+from llmos.kernel.jobs import Grant, Job, State, Turn
 from llmos.kernel.labels import Label, Source
 from llmos.kernel.loop import Loop
 from llmos.kernel.models import Kind, Model, Models
 from llmos.kernel.models import State as ModelState
-from llmos.kernel.scheduler import Grant, Job, Limits, Scheduler, State, Turn
+from llmos.kernel.scheduler import Limits, Scheduler
 from llmos.kernel.statistics import Statistics
 
 log = structlog.get_logger()

@@ -11,8 +11,8 @@ from llmos.ipc.protocol import Message as Said
 from llmos.kernel import params
 from llmos.kernel.calls import Call
 from llmos.kernel.contexts import Context
+from llmos.kernel.jobs import Job, Spent, State
 from llmos.kernel.labels import Label
-from llmos.kernel.scheduler import Job, Spent, State
 
 Message = dict[str, Any]
 Reveal = Callable[[str], tuple[dict[str, Any], Label]]

@@ -96,17 +96,23 @@ MAX_JOBS = 128  # queued or running, all principals; one more is BUSY
 MAX_CONTEXTS = 64  # open at once
 MAX_ROWS = 16  # jobs that decode in one step
 QUANTUM = 64  # decode steps of a turn when nobody waits
-SLICE = 16  # the same when somebody waits
+SLICE = 8  # the same when somebody waits: fairness is measured in these
 PREFILL_SLICE = (
     128  # tokens of a prompt read in one turn, 0.16 s of a 0.5B model: what an interactive job waits for at most
 )
 PREFILL_STEPS = 2  # decode steps of a turn that reads a slice too, so that answers flow while prompts are read
 AGING_S = 20.0  # seconds of waiting that lift a job by one class
-LAG = 32.0  # tokens ÷ weight that a principal may be ahead of the one furthest behind and still decode
-PREFILL_CREDIT_S = 0.5  # seconds of prefill, at weight 1, that it may be ahead and still read a prompt
+LAG = 4.0  # tokens that each principal may be ahead of the one furthest behind in its class, and still run
+PREFILL_CREDIT_S = 0.5  # seconds of the machine that all of them may be ahead together while prompts are read,
+DECODE_CREDIT_S = 0.25  # and for a batch: smaller, or unequal weights would leave prompts nothing
 URGENT_S = 2.0  # seconds to spare before its deadline below which a job goes first
 KV_BYTES = 2 << 30  # bytes of KV of all jobs that run
 KV_HEADROOM = 256  # tokens of an answer for which KV is reserved at a time
+PREFILL_TOKEN_S = 0.0013  # seconds a prompt's token takes, until a model's own are known
+DECODE_TOKEN_S = 0.0034  # seconds a token of a batch takes, until then
+DECODE_STEP_S = 0.027  # seconds a step of a batch takes, until then
+TOKEN_S_LEAST = 1e-6  # seconds below which no token or step is believed to take
+TOKEN_S_MOST = 60.0  # and above
 CLASS_WEIGHT_DEFAULT = 1.0  # share of a principal inside its class
 CORE_START_S = 2.0  # seconds after boot began at which the model is loaded although a driver is still starting
 TEXT_BYTES = 60_000  # of a generated text that the final reply repeats; a longer one is in the chunks alone
@@ -117,9 +123,7 @@ KV_LEAST = 256 << 20  # bytes of KV there are in any case
 KV_MOST = 16 << 30  # the same at most, where nothing else is said
 SPILL_SHARE = 0.1  # of the free disk, for contexts that are put aside
 SPILL_MOST = 4 << 30  # bytes of them at most
-CORE_DISK = SPILL_MOST + (
-    64 << 20
-)  # bytes on disk that the core may take: what it has spilled, and what it is about to
+CORE_DISK = SPILL_MOST + (64 << 20)  # bytes on disk that the core may take: what it has spilled, and a little
 CORE_FILES = 1_000  # files in its directory: it deletes each as soon as it is open
 RATE_S = 3.0  # seconds over which tokens per second are averaged
 CORE_MEMORY = 64 << 30  # bytes of address space of the core: weights are mapped
