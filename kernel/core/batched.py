@@ -153,7 +153,8 @@ class BatchedEngine:
             self._session.run_with_iobinding(binding)
         for row, token in zip(rows, tokens, strict=True):
             row.tokens.append(token)
-        scores: Logits = logits[[row.place - first for row in rows], 0]
+        places = [row.place - first for row in rows]
+        scores: Logits = logits[: len(rows), 0] if places == sorted(places) else logits[places, 0]
         return scores
 
     def _gather(self, rows: Sequence[BatchedRow]) -> tuple[int, int]:

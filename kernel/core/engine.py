@@ -87,7 +87,10 @@ class Engine(Protocol[RowT]):
         """
 
     def step(self, rows: Sequence[RowT], tokens: Sequence[int]) -> Logits:
-        """Feed each row one token; logits of shape `(rows, vocab)`, each as if the row were alone, bit for bit."""
+        """Feed each row one token; logits of shape `(rows, vocab)`, each as if the row were alone, bit for bit.
+
+        They are the caller's to change, and good until the next run.
+        """
 
     def cut(self, row: RowT, length: int) -> None:
         """Forget all of a row but its first `length` tokens."""
