@@ -120,7 +120,7 @@ class Engine:
         wanted = [self._models.default, self._models.choose(None, Kind.EMBEDDING)]
         first = [self._models.installed(one) for one in wanted if one is not None]
         self._models.memory = Memory.plan(
-            machine_memory(), sum(model.weights for model in first), free_disk(self._scratch), os.environ
+            machine_memory(), sum(model.weights for model in first), free_disk(self._scratch.parent), os.environ
         )
         self.work.divide(self._models.memory.kv)
         log.info("models.memory", **vars(self._models.memory))

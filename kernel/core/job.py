@@ -62,7 +62,7 @@ class Generation:
         request: what was asked for.
         name: of the model.
         model: the loaded model.
-        conversation: what the answer belongs to, with the request's own words in it; None for a prompt by itself.
+        conversation: what the answer belongs to, to which the request's own words are added; None for a prompt by itself.
 
     Raises:
         OpError: INVALID_ARGUMENT (the template or the grammar), TOO_LARGE (over the window).
@@ -86,7 +86,16 @@ class Generation:
         self._produced = self._told = 0
         self._text: list[str] = []
         self._due = 0.0
-        self.passage = self._first()
+        before = None
+        if conversation is not None:
+            before = conversation.fork()
+            conversation.add(request)
+        try:
+            self.passage = self._first()
+        except OpError:
+            if conversation is not None and before is not None:  # a job that is refused has said nothing
+                conversation.messages, conversation.text = before.messages, before.text
+            raise
 
     @property
     def prompt_tokens(self) -> int:
