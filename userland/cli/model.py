@@ -53,7 +53,7 @@ CATALOGUE = (
 
 @app.command(epilog="Example: llmosctl model ls")
 def ls(output: Output = Format.TABLE) -> None:
-    """List the models on this machine, and which of them is loaded."""
+    """List the models on this machine, and which of them are loaded."""
     from llmos.userland.models import store
 
     loaded = _loaded()
@@ -63,7 +63,7 @@ def ls(output: Output = Format.TABLE) -> None:
 
 @app.command(epilog="Example: llmosctl model show smollm2-135m")
 def show(name: Annotated[str, typer.Argument(help="See `llmosctl model ls`.")], output: Output = Format.TABLE) -> None:
-    """Show one model: what it is, where it came from, where it lies."""
+    """Show one model: what it is, where it came from, where it lies, and what runs it and why."""
     from llmos.userland.models import store
 
     record(_plain(store.show(name), _loaded()), output)
@@ -102,7 +102,7 @@ def import_(
 
 @app.command(epilog="Example: llmosctl model rm smollm2-135m")
 def rm(name: Annotated[str, typer.Argument(help="See `llmosctl model ls`.")], output: Output = Format.TABLE) -> None:
-    """Delete a model. One that is loaded answers until the next load or start."""
+    """Delete a model. One that is loaded answers until it is unloaded, or the system ends."""
     from llmos.userland.models import store
 
     freed = store.remove(name)
@@ -114,9 +114,26 @@ def rm(name: Annotated[str, typer.Argument(help="See `llmosctl model ls`.")], ou
 
 @app.command(epilog="Example: llmosctl model load smollm2-135m")
 def load(name: Annotated[str, typer.Argument(help="See `llmosctl model ls`.")], output: Output = Format.TABLE) -> None:
-    """Make a model the one that answers, now and after restarts."""
+    """Load a model beside those that are loaded. Where memory is short, idle ones go for it, and are named.
+
+    It answers those who ask for it by name, and everybody where there was no model before.
+    """
     with failure.model_is_meant():
-        record(session.ask_kernel("llm.load", {"model": name}, timeout=LOAD_S), output)
+        loaded = session.ask_kernel("llm.load", {"model": name}, timeout=LOAD_S)
+    if output is Format.TABLE:
+        record(loaded["model"], output)
+        if loaded["unloaded"]:
+            note(f"unloaded to make room: {', '.join(loaded['unloaded'])}")
+    else:
+        record(loaded, output)
+
+
+@app.command(epilog="Example: llmosctl model unload qwen2.5-coder-1.5b")
+def unload(
+    name: Annotated[str, typer.Argument(help="See `llmosctl model ls`.")], output: Output = Format.TABLE
+) -> None:
+    """Give a model's memory back. What runs on it ends; the default comes back when it is next asked for."""
+    record(session.ask_kernel("llm.unload", {"model": name}, timeout=LOAD_S), output)
 
 
 def start_jailed(command: Sequence[str], file: Path, folder: Path) -> subprocess.Popen[bytes]:
@@ -128,17 +145,29 @@ def start_jailed(command: Sequence[str], file: Path, folder: Path) -> subprocess
     return subprocess.Popen([*jail, *limits, "--", *command[1:]], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
 
 
-def _loaded() -> dict[str, str]:
-    """The loaded model's name and state; empty when no system runs."""
+RUNS = ("engine", "provider", "why")
+"""What `model show` says of a model that is loaded: what runs it, on what, and why."""
+
+
+def _loaded() -> dict[str, dict[str, Any]]:
+    """What the kernel says of each model that is loaded, or could not be; empty when no system runs."""
     try:
-        model = session.ask_kernel("sys.status", timeout=5)["model"]
+        rows: list[dict[str, Any]] = session.ask_kernel("llm.stats", timeout=5)["models"]
     except OpError:
         return {}
-    return {model["name"]: model["state"]} if model["name"] else {}
+    return {row["name"]: row for row in rows}
 
 
-def _plain(model: Model, loaded: dict[str, str]) -> dict[str, Any]:
-    return {**asdict(model), "path": str(model.path), "state": loaded.get(model.name, "")}
+def _plain(model: Model, loaded: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    row = loaded.get(model.name, {})
+    state = row.get("state", "") + (", default" if row.get("default") else "")
+    return {
+        **asdict(model),
+        "path": str(model.path),
+        "state": state,
+        "problem": model.problem or row.get("problem", ""),
+        **{key: row[key] for key in RUNS if row.get(key)},
+    }
 
 
 def _tell_made(model: Model, output: Format) -> None:
