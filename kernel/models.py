@@ -164,6 +164,10 @@ class Models:
             busy = ", ".join(one.name for one in held if one not in going)
             detail = f"{model.name} takes {_mb(model.weights)}; {_mb(left)} are left beside {busy}, in use now"
             raise OpError(Code.BUSY, detail, "wait, or unload one with `llmosctl model unload NAME`")
+        for one in list(going):  # a small one need not go for nothing
+            if left - one.weights >= model.weights:
+                going.remove(one)
+                left -= one.weights
         return going
 
     def want(self, model: Model) -> None:

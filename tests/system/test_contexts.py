@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from llmos.ipc.app_key import AppKey
 from llmos.ipc.connection import Connection
 from llmos.ipc.errors import Code, OpError
 from llmos.userland.sdk import Client
-from tests.system.conftest import System
+from tests.system.conftest import STORE, System
 from tests.system.test_apps import let_in
 
 pytestmark = pytest.mark.model
@@ -102,18 +103,34 @@ def test_contexts_end_with_their_connection(with_model: System) -> None:
     with_model.until(lambda: user.call("llm.stats")["contexts"] == before)
 
 
-def test_a_conversation_over_the_window_goes_on(with_model: System) -> None:
-    """Its middle is paged out; it keeps answering, and never fails."""
-    with Client(with_model.connect()) as client, client.context() as chat:
-        chat.append(messages=say("You answer briefly.", "system"), timeout=120)
-        for number in range(6):
-            told = chat.append(
-                messages=say(f"Day {number}: " + "the sea was calm and the wind came from the west. " * 120)
-            )
-        assert told["tokens"] < 8192
-        answer = chat.generate(messages=say("How was the sea?"), max_tokens=8, timeout=120)
+def test_a_conversation_over_the_window_goes_on(system: System) -> None:
+    """Its middle is paged out, and what the system said stays; it keeps answering, and never fails."""
+    window = 512
+    store, real = system.root / "store", STORE / "smollm2-135m"
+    (store / "narrow").mkdir(parents=True)
+    for path in real.iterdir():
+        (store / "narrow" / path.name).symlink_to(path)
+    config = json.loads((real / "genai_config.json").read_text())
+    config["model"]["context_length"] = window
+    (store / "narrow" / "genai_config.json").unlink()
+    (store / "narrow" / "genai_config.json").write_text(json.dumps(config))
+    (store / "beside").symlink_to(real)  # so that the jail shows what the files' links lead to
+    system.environment["LLMOS_MODELS"] = str(store)
+    system.start("--model", "narrow")
+    user = system.connect()
+    system.until(lambda: user.call("sys.status")["model"]["state"] == "ready", 60)
+    with Client(user) as client, client.context() as chat:
+        chat.append(messages=say("You answer briefly.", "system"))
+        for number in range(5):
+            words = f"Day {number}: " + "the sea was calm and the wind came from the west. " * 10
+            told = chat.append(messages=say(words), timeout=60)
+        assert told["tokens"] < window
+        answer = chat.generate(messages=say("How was the sea?"), max_tokens=8, timeout=60)
         assert answer.text
-        assert answer.usage["prompt"] < 8192
+        assert answer.usage["prompt"] < window
+    with pytest.raises(OpError) as caught:
+        client.generate("word " * window)
+    assert caught.value.code is Code.TOO_LARGE
 
 
 def test_what_one_label_has_read_is_not_found_by_another(system: System) -> None:

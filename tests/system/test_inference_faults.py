@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 import signal
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +66,7 @@ def await_model(system: System, connection: Connection) -> None:
 
 
 @pytest.fixture
-def own(system: System) -> Iterator[System]:
+def own(system: System) -> System:
     """A system of its own with a store of its own: the real models by links, and room for others beside them."""
     store = system.root / "store"
     store.mkdir()
@@ -166,8 +166,8 @@ def test_a_quota_that_runs_out_mid_answer(with_model: System) -> None:
         assert poor.text
         assert other.code() is None
         assert failure(app, "llm.generate", prompt="x", max_tokens=1).code is Code.BUDGET
-    line = [line for line in with_model.log().splitlines() if '"job.done"' in line and '"app:poor"' in line][0]
-    import json
+    lines = with_model.log().splitlines()
+    line = next(line for line in lines if '"job.done"' in line and '"app:poor"' in line)
 
     used = json.loads(line)
     assert used["prefill"] + used["decode"] == 60
