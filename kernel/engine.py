@@ -422,7 +422,7 @@ class Engine:
 
     @staticmethod
     def _loaded(model: Model, unloaded: list[str]) -> Message:
-        return {"model": {"name": model.name, **model.info}, "unloaded": unloaded}
+        return {"model": {**model.info, "name": model.name}, "unloaded": unloaded}
 
     def _put(self, model: Model, state: State, problem: str = "") -> None:
         model.state, model.problem = state, problem

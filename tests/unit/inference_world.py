@@ -173,8 +173,7 @@ class World:
 
     def generate(self, prompt: str = "hello", call: Call | None = None, **args: Any) -> Call:
         call = call or self.call("llm.generate")
-        given = {"prompt": prompt} if prompt else {}
-        self.inference.generate(call, protocol.Generate(**given, **args), call.holder)
+        self.inference.generate(call, protocol.Generate(prompt=prompt or None, **args), call.holder)
         return call
 
     def append(self, context: int, prompt: str = "hello", call: Call | None = None) -> Call:
