@@ -35,9 +35,7 @@ def _between(table: dict[int, float], at: int) -> float:
     points = sorted(table.items())
     if at <= points[0][0]:
         return points[0][1]
-    for (low, first), (high, last) in pairwise(points):
-        if at <= high:
-            break
+    (low, first), (high, last) = next((pair for pair in pairwise(points) if at <= pair[1][0]), points[-2:])
     return first + (at - low) * (last - first) / (high - low)
 
 
