@@ -168,7 +168,7 @@ class Draft:
         for job in rows:
             if job.state is not State.DECODE:  # it gave way
                 continue
-            tokens = self._take(job, min(steps, max(job.remaining, 1)))
+            tokens = self._take(job, _wish(job, steps))
             if not tokens:
                 continue
             gave = self._kv.grow(job, tokens, late=job.id in self._late)
@@ -206,12 +206,12 @@ class Draft:
                 for job in queue.jobs.values()
                 if job.state is State.DECODE
                 and job.model == model
-                and job.kv >= job.length + min(steps, job.remaining)
+                and job.kv >= job.length + _wish(job, steps)
                 and job.id not in self._out
                 and job.id not in self._late
             ]
             for job in sorted(riders, key=lambda job: job.flow.virtual):
-                if tokens := self._take(job, min(steps, max(job.remaining, 1))):
+                if tokens := self._take(job, _wish(job, steps)):
                     return [Grant(job, tokens)]
         return []
 
@@ -228,3 +228,8 @@ class Draft:
         if job.principal in self._purse:
             self._purse[job.principal] -= granted
         return granted
+
+
+def _wish(job: Job, steps: int) -> int:
+    """Tokens of so many steps that it can use."""
+    return min(steps, max(job.remaining, 1))

@@ -97,7 +97,7 @@ class SimulatedCore:
         self.costs = costs or Costs()
         self.policy = make(lambda: self.now)
         self.records: dict[int, Record] = {}
-        self._coming = sorted(arrivals, key=lambda one: one.at, reverse=True)
+        self._coming = sorted(arrivals, key=lambda one: one.at)[::-1]  # the next one last
         self._heard = heard
 
     def submit(self, arrival: Arrival) -> Job:
