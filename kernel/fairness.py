@@ -19,7 +19,6 @@ from dataclasses import dataclass, field
 
 from llmos.kernel import params
 
-_LEARN = 0.2  # weight of the newest turn in what a token is believed to cost
 _WINDOW_PARTS = 60  # steps in which a budget's window slides
 
 
@@ -68,49 +67,79 @@ class Flows:
     def contend(self, flows: Iterable[Flow]) -> float:
         """Bring those that want to run now up to the class's virtual time, and that to the furthest behind of them.
 
-        Returns how far they are ahead of it, in tokens, all together.
+        Returns how far the others are ahead at the expense of the heaviest, in tokens: its part of what all are ahead.
         """
         contenders = dict.fromkeys(flows)  # in order, so that sums are the same in every run
         for flow in contenders:
             flow.virtual = max(flow.virtual, self.virtual)
         self.virtual = min(flow.virtual for flow in contenders)
-        return sum((flow.virtual - self.virtual) * flow.weight for flow in contenders)
+        weights = [flow.weight for flow in contenders]
+        return sum(self.lead(flow) for flow in contenders) * max(weights) / sum(weights)
 
     def lead(self, flow: Flow) -> float:
         """Tokens that it is ahead of the one furthest behind."""
         return (flow.virtual - self.virtual) * flow.weight
 
 
-@dataclass
-class Rates:
-    """What the tokens of one model take, averaged over its last turns; hostile figures are bounded."""
+class Rate:
+    """Seconds that something takes, over about the last `RATES_S` seconds that were spent on it.
 
-    prefill_s: float = params.PREFILL_TOKEN_S
-    """Seconds per prefilled token."""
-    decode_s: float = params.DECODE_TOKEN_S
-    """Seconds per token of a batch."""
-    step_s: float = params.DECODE_STEP_S
-    """Seconds per step, in which each row of the batch makes a token."""
+    Args:
+        seconds: what it is believed to take until it has been measured.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = params.RATES_S
+        self._count = params.RATES_S / seconds
+
+    def learn(self, count: int, seconds: float) -> None:
+        """So many of it took `seconds` together. Figures that cannot be true, which a broken core might give, are bounded."""
+        if count <= 0 or math.isnan(seconds):
+            return
+        seconds = min(max(seconds, count * params.TOKEN_S_LEAST), count * params.TOKEN_S_MOST)
+        keep = math.exp(-seconds / params.RATES_S)
+        self._seconds = self._seconds * keep + seconds
+        self._count = self._count * keep + count
+
+    @property
+    def each(self) -> float:
+        """Seconds."""
+        return self._seconds / self._count
+
+
+class Rates:
+    """What one model's tokens take. Means over seconds, not over turns: what a turn's batch was must not decide a share."""
+
+    def __init__(self) -> None:
+        self._prefill = Rate(params.PREFILL_TOKEN_S)
+        self._decode = Rate(params.DECODE_TOKEN_S)
+        self._step = Rate(params.DECODE_STEP_S)
+
+    def learn(self, prefill: int, prefill_s: float, decode: int, steps: int, decode_s: float) -> None:
+        """A turn prefilled and decoded so many tokens, the latter in `steps` steps."""
+        self._prefill.learn(prefill, prefill_s)
+        self._decode.learn(decode, decode_s)
+        self._step.learn(steps, decode_s)
+
+    @property
+    def prefill_s(self) -> float:
+        """Seconds per prefilled token."""
+        return self._prefill.each
+
+    @property
+    def decode_s(self) -> float:
+        """Seconds per token of a batch."""
+        return self._decode.each
+
+    @property
+    def step_s(self) -> float:
+        """Seconds per step, in which each row of a batch makes a token."""
+        return self._step.each
 
     @property
     def prefill_cost(self) -> float:
         """Decoded tokens that a prefilled one counts as."""
         return self.prefill_s / self.decode_s
-
-    def learn_prefill(self, tokens: int, seconds: float) -> None:
-        if tokens:
-            self.prefill_s = _average(self.prefill_s, seconds / tokens)
-
-    def learn_decode(self, tokens: int, steps: int, seconds: float) -> None:
-        if tokens and steps:
-            self.decode_s = _average(self.decode_s, seconds / tokens)
-            self.step_s = _average(self.step_s, seconds / steps)
-
-
-def _average(old: float, new: float) -> float:
-    if not math.isfinite(new):
-        return old
-    return old + _LEARN * (min(max(new, params.TOKEN_S_LEAST), params.TOKEN_S_MOST) - old)
 
 
 class Budget:

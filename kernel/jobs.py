@@ -85,6 +85,8 @@ class Turn:
     """A batch: in each step every row makes a token, until its grant is used up."""
     park: tuple[Job, ...] = ()
     """Jobs, of any model, that give up their KV before the turn begins; none of them is in it."""
+    job_class: JobClass = JobClass.BACKGROUND
+    """That it is for; others are in it because they have waited too long, or ride on a free seat."""
 
     @property
     def grants(self) -> tuple[Grant, ...]:

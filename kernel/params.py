@@ -102,15 +102,18 @@ PREFILL_SLICE = (
 )
 PREFILL_STEPS = 2  # decode steps of a turn that reads a slice too, so that answers flow while prompts are read
 AGING_S = 20.0  # seconds of waiting that lift a job by one class
-LAG = 4.0  # tokens that each principal may be ahead of the one furthest behind in its class, and still run
-PREFILL_CREDIT_S = 0.5  # seconds of the machine that all of them may be ahead together while prompts are read,
-DECODE_CREDIT_S = 0.25  # and for a batch: smaller, or unequal weights would leave prompts nothing
+CREDIT_S = (
+    0.5  # seconds of the machine that a principal may be ahead of the one furthest behind and still run, and that all
+)
+# together may be at the expense of the heaviest: 5 % of ten seconds; much less makes batches small, and costs a third of the speed
+LAG = 16.0  # tokens that it may be ahead in any case: two slices
 URGENT_S = 2.0  # seconds to spare before its deadline below which a job goes first
 KV_BYTES = 2 << 30  # bytes of KV of all jobs that run
 KV_HEADROOM = 256  # tokens of an answer for which KV is reserved at a time
 PREFILL_TOKEN_S = 0.0013  # seconds a prompt's token takes, until a model's own are known
 DECODE_TOKEN_S = 0.0034  # seconds a token of a batch takes, until then
 DECODE_STEP_S = 0.027  # seconds a step of a batch takes, until then
+RATES_S = 10.0  # seconds of work over which what a token takes is averaged
 TOKEN_S_LEAST = 1e-6  # seconds below which no token or step is believed to take
 TOKEN_S_MOST = 60.0  # and above
 CLASS_WEIGHT_DEFAULT = 1.0  # share of a principal inside its class

@@ -35,9 +35,7 @@ def _between(table: dict[int, float], at: int) -> float:
     points = sorted(table.items())
     if at <= points[0][0]:
         return points[0][1]
-    for (low, first), (high, last) in pairwise(points):
-        if at <= high:
-            break
+    (low, first), (high, last) = next((pair for pair in pairwise(points) if at <= pair[1][0]), points[-2:])
     return first + (at - low) * (last - first) / (high - low)
 
 
@@ -99,7 +97,7 @@ class SimulatedCore:
         self.costs = costs or Costs()
         self.policy = make(lambda: self.now)
         self.records: dict[int, Record] = {}
-        self._coming = sorted(arrivals, key=lambda one: one.at, reverse=True)
+        self._coming = sorted(arrivals, key=lambda one: one.at)[::-1]  # the next one last
         self._heard = heard
 
     def submit(self, arrival: Arrival) -> Job:
