@@ -7,6 +7,7 @@ tells what it did. One turn runs at a time, with one model. `engine.py` has the 
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from typing import Any, Literal, Protocol
 
 import structlog
@@ -18,11 +19,12 @@ from llmos.kernel.calls import Call
 from llmos.kernel.capability import used_up
 from llmos.kernel.contexts import Context, Contexts, namespace
 from llmos.kernel.inference_call import Inference, Reveal, said, spent_of
-from llmos.kernel.jobs import Grant, Job, State, Turn
+from llmos.kernel.jobs import Job, State, Turn
 from llmos.kernel.labels import Label, Source
 from llmos.kernel.loop import Loop
 from llmos.kernel.models import Kind, Model, Models
 from llmos.kernel.models import State as ModelState
+from llmos.kernel.purse import Left, affordable
 from llmos.kernel.scheduler import Limits, Scheduler
 from llmos.kernel.statistics import Statistics
 
@@ -152,26 +154,25 @@ class Inferences:
 
     def describe(self) -> dict[str, Any]:
         """What `llm.stats` tells."""
-        counts = self._scheduler.counts()
-        memory = self._models.memory
-        kv = {**self.statistics.kv, "reserved": self._scheduler.kv_reserved(), "limit": memory.kv}
-        held = {one.name: sum(job.job.model == one.name for job in self._jobs.values()) for one in self._models}
-        models = [
-            {
-                **one.describe(),
-                "default": one.name == self._models.default,
-                "jobs": held[one.name],
-                "contexts": len(self.contexts.of_model(one.name)),
-            }
-            for one in self._models
-        ]
+        counts, memory = self._scheduler.counts(), self._models.memory
+        held = Counter(one.job.model for one in self._jobs.values())
+        kept = {one.name: len(self.contexts.of_model(one.name)) for one in self._models}
+        reserved = self._scheduler.kv_reserved()
         return {
             "jobs": [{"class": kind.name.lower(), **vars(counts[kind])} for kind in JobClass],
             "running": len(self._members),
             "contexts": len(self.contexts),
-            "kv": {**kv, "spill_limit": memory.spill},
-            "weights": {"used": sum(one.weights for one in self._models), "limit": memory.weights},
-            "models": models,
+            "kv": {**self.statistics.kv, "reserved": reserved, "limit": memory.kv, "spill_limit": memory.spill},
+            "weights": {"used": self._models.weights, "limit": memory.weights},
+            "models": [
+                {
+                    **one.describe(),
+                    "default": one.name == self._models.default,
+                    "jobs": held[one.name],
+                    "contexts": kept[one.name],
+                }
+                for one in self._models
+            ],
             **self.statistics.describe(),
         }
 
@@ -276,66 +277,32 @@ class Inferences:
                 return
             for parked in turn.park:
                 self._core.post({"op": "park", "job": parked.id})
-            prefill, decode = self._affordable(turn)
-            if prefill is None and not decode:
+            paid = affordable(turn, self._account)
+            for job, account in paid.broke:
+                inference = self._jobs[job.id]
+                self._refuse(inference, used_up(inference.call.holder, account))
+            if not paid.grants:
                 self._scheduler.abandon()
                 continue
             self._begins()
             self._turn, self._yielding = turn, False
-            granted = [*decode, *([prefill] if prefill is not None else [])]
-            self._members = {grant.job.id: self._jobs[grant.job.id] for grant in granted}
+            self._members = {grant.job.id: self._jobs[grant.job.id] for grant in paid.grants}
             self._core.post(
                 {
                     "op": "run",
                     "turn": turn.number,
-                    "prefill": None if prefill is None else [prefill.job.id, prefill.tokens],
-                    "decode": [[grant.job.id, grant.tokens] for grant in decode],
+                    "prefill": None if paid.prefill is None else [paid.prefill.job.id, paid.prefill.tokens],
+                    "decode": [[grant.job.id, grant.tokens] for grant in paid.decode],
                 }
             )
+
+    def _account(self, job: Job) -> Left | None:
+        return self._authority.tokens_left(self._jobs[job.id].call.cap)
 
     def _exhausted(self, inference: Inference | None) -> None:
         if inference is not None:
             detail = f"{inference.job.principal}: its tokens of this hour are used up"
             self._refuse(inference, OpError(Code.BUDGET, detail, "wait, or ask for a larger budget"))
-
-    def _affordable(self, turn: Turn) -> tuple[Grant | None, list[Grant]]:
-        """The turn's grants, as far as the capabilities' quotas reach: jobs may draw on one account, and none is overdrawn.
-
-        A job whose quota cannot pay for its next token, or for the rest of its prompt, ends with `BUDGET`.
-        """
-        left: dict[int, int] = {}
-        prefill, decode = None, []
-        if turn.prefill is not None:
-            job = turn.prefill.job
-            wanted = (job.unread or 0) + (job.max_tokens > 0)  # the last slice makes the first token
-            if self._afford(turn.prefill, max(1, wanted), left) == turn.prefill.tokens:
-                prefill = turn.prefill
-        for grant in turn.decode:
-            tokens = self._afford(grant, 1, left)
-            if tokens:
-                decode.append(Grant(grant.job, tokens))
-        return prefill, decode
-
-    def _afford(self, grant: Grant, least: int, left: dict[int, int]) -> int:
-        """How many tokens of a grant its quota pays for, beside what others have of it in this turn.
-
-        Args:
-            least: tokens without which it cannot go on.
-            left: account → tokens, as this turn leaves them.
-        """
-        inference = self._jobs.get(grant.job.id)
-        if inference is None:
-            return 0
-        purse = self._authority.tokens_left(inference.call.cap)
-        if purse is None:
-            return grant.tokens
-        account, now = purse
-        if now < least:
-            self._refuse(inference, used_up(inference.call.holder, account))
-            return 0
-        tokens = min(grant.tokens, left.setdefault(id(account), now))
-        left[id(account)] -= tokens
-        return tokens
 
     def _refuse(self, inference: Inference, error: OpError) -> None:
         self._authority.refused(inference.call.holder, inference.call.op, error)

@@ -114,6 +114,11 @@ class Models:
         """Those that are loaded, are to be, or could not be; the default first."""
         return iter(sorted(self._wanted.values(), key=lambda one: one.name != self.default))
 
+    @property
+    def weights(self) -> int:
+        """Bytes of those that are loaded, or are to be."""
+        return sum(one.weights for one in self._wanted.values() if one.state is not State.FAILED)
+
     def get(self, name: str) -> Model | None:
         """One that is wanted."""
         return self._wanted.get(name)

@@ -235,6 +235,7 @@ def test_models_share_one_budget_of_memory(own: System) -> None:
     assert loaded["unloaded"] == ["second"]
     assert loaded["model"]["name"] == "third"
     assert failure(user, "llm.generate", prompt="x", model="second").code is Code.UNAVAILABLE
+    user.call("llm.open")
     number = user.call("llm.open", {"model": "third"})["context"]
     error = failure(user, "llm.load", model="second")
     assert (error.code, "third" in error.detail) == (Code.BUSY, True)
@@ -242,4 +243,5 @@ def test_models_share_one_budget_of_memory(own: System) -> None:
     assert failure(user, "llm.generate", prompt="x", context=number).code is Code.NOT_FOUND
     assert user.call("llm.load", {"model": "second"}, timeout=60)["unloaded"] == []
     user.call("llm.unload", {"model": "smollm2-135m"}, timeout=60)
+    assert user.call("sys.status")["model"]["state"] == "unloaded"
     assert started(user, 3).code() is None, "the default comes back when it is asked for"
