@@ -51,7 +51,7 @@ class FirstCome:
             return None
         self._turns += 1
         reads = next((job for job in inside if job.state is State.PREFILL), None)
-        prefill = reads and Grant(reads, params.PREFILL_SLICE)
+        prefill = None if reads is None else Grant(reads, params.PREFILL_SLICE)
         steps = params.PREFILL_STEPS if reads else params.SLICE
         return Turn(self._turns, "", prefill, tuple(Grant(job, steps) for job in inside if job.state is State.DECODE))
 
