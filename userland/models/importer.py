@@ -108,7 +108,7 @@ def _genai_config(architecture: Architecture, tokenizer: Tokenizer) -> dict[str,
     a = architecture
     return {
         "model": {
-            "type": a.kind,
+            "type": a.family.genai_type,
             "bos_token_id": tokenizer.bos if tokenizer.bos is not None else tokenizer.eos[0],
             "eos_token_id": list(tokenizer.eos),
             "pad_token_id": tokenizer.pad if tokenizer.pad is not None else tokenizer.eos[0],
