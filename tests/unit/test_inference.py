@@ -52,7 +52,9 @@ def test_what_the_core_finds_in_its_cache_is_counted_once(world: World) -> None:
     world.core.silent = True
     call = world.generate("0123456789", max_tokens=4)
     world.core.admit(1, cached=6)
-    world.core.ran([1, 4, 6, 1, 0, "decode", None])
+    world.core.ran([1, 2, 6, 0, 0, "prefill", None])
+    assert world.core.run["prefill"] == [1, 2], "what is left of the four"
+    world.core.ran([1, 2, 0, 1, 0, "decode", None])
     world.core.obey(finish="stop")
     assert world.reply(call)["usage"]["cached"] == 6
 
@@ -334,7 +336,7 @@ def test_a_conversation_that_is_paged_is_sized_again_after_its_turn(world: World
     call = world.generate("a" * 30, context=number, max_tokens=8)
     world.core.admit(1, prompt_tokens=20)
     world.core.ran([1, 30, 0, 5, 0, "prefill", None])
-    assert world.core.run["prefill"][0] == 1
+    assert world.core.run["prefill"] == [1, 20]
     world.core.obey()
     world.core.obey(finish="stop")
     assert world.reply(call)["usage"]["prompt"] == 20

@@ -54,7 +54,9 @@ def _families(
         return [({key: name}, value) for name, value in values.items()]
 
     states = ("new", "prefill", "decode", "parked")
-    jobs: list[Sample] = [({"class": row["class"], "state": state}, row[state]) for row in stats["jobs"] for state in states]
+    jobs: list[Sample] = [
+        ({"class": row["class"], "state": state}, row[state]) for row in stats["jobs"] for state in states
+    ]
     models: list[Sample] = [
         (
             {"model": row["name"], "kind": row["kind"], "engine": row["engine"], "provider": row["provider"]},
