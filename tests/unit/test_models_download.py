@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from llmos.ipc.errors import Code
-from llmos.userland.models.download import ATTEMPTS, fetch
+from llmos.userland.models.download import ATTEMPTS, Checksum, fetch
 from llmos.userland.models.errors import ModelError
 from llmos.userland.models.index import Network, Settings
 from tests.unit.wheel_server import WheelServer
@@ -28,9 +28,9 @@ def server() -> Iterator[WheelServer]:
 def get(server: WheelServer, folder: Path, content: bytes = CONTENT) -> list[int]:
     """Fetch what should be `content` to `folder / a.whl`; the progress that was reported."""
     seen: list[int] = []
-    digest = hashlib.sha256(content).hexdigest()
+    checksum = Checksum("sha256", hashlib.sha256(content).hexdigest())
     url = f"{server.url}/a.whl?token=secret"
-    fetch(url, folder / "a.whl", len(content), digest, Network(DIRECT), seen.append, sleep=lambda seconds: None)
+    fetch(url, folder / "a.whl", len(content), checksum, Network(DIRECT), seen.append, sleep=lambda seconds: None)
     return seen
 
 
