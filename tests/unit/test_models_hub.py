@@ -13,9 +13,10 @@ from typing import Any
 import pytest
 
 from llmos.ipc.errors import Code
-from llmos.userland.models import catalog, description, download, genai_folder, hub, store
+from llmos.userland.models import catalog, description, download, genai_folder, hub, hub_install, store
 from llmos.userland.models.catalog import Entry, HubSource
 from llmos.userland.models.errors import ModelError
+from llmos.userland.models.graph_check import check_graph
 from llmos.userland.models.hub import HubSettings
 from llmos.userland.models.importer import import_gguf
 from llmos.userland.models.index import Settings
@@ -44,7 +45,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
 
 @pytest.fixture
 def server(folder: dict[str, bytes], monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
-    """A hub with the tiny model for the CPU, the same for CUDA, and what nobody wants; nothing waits between tries."""
+    """A hub with the tiny model for the CPU, the same for CUDA, and what nobody wants; nothing waits between tries.
+
+    Graphs are looked over in this process; `tests/system/test_cli.py` has the jail.
+    """
+    monkeypatch.setattr(hub_install, "check_in_process", lambda file, scratch, start: check_graph(file))
     monkeypatch.setattr(time, "sleep", lambda seconds: None)
     monkeypatch.setattr(download.fetch, "__defaults__", (lambda seconds: None,))
     monkeypatch.setattr(hub.Hub.__init__, "__defaults__", (lambda seconds: None,))
@@ -269,8 +274,14 @@ def test_a_wrong_hash_is_not_installed(server: FakeHub, llmos_home: Path, name: 
 def test_an_endless_body_fills_no_disk(server: FakeHub, llmos_home: Path) -> None:
     """Of a body without an end no more than one byte beyond what the list says is ever written."""
     server.endless = {f"{CPU}/model.onnx.data"}
-    refused(server, Code.UNAVAILABLE, "longer than it should be")
-    assert max(downloads(llmos_home).values(), default=0) <= len(server.files[f"{CPU}/tokenizer.json"]) + 100_000
+    limit = len(server.files[f"{CPU}/model.onnx.data"])
+    seen = [0]
+
+    def look(what: str, done: int, total: int) -> None:
+        seen.extend(size for name, size in downloads(llmos_home).items() if name.endswith(".part") and total == limit)
+
+    refused(server, Code.UNAVAILABLE, "longer than it should be", progress=look)
+    assert 0 < max(seen) <= limit + 1
 
 
 def test_a_list_without_an_end_is_given_up_on(
@@ -382,6 +393,15 @@ def test_a_refusal_that_passes(server: FakeHub, llmos_home: Path, monkeypatch: p
     assert waited == [7.0]
 
 
+def test_an_address_of_the_storage_that_has_expired(server: FakeHub, llmos_home: Path) -> None:
+    """The hub is asked for another one: 403 means something else there than at the hub."""
+    with FakeHub(server.files).running() as storage:
+        server.storage = storage.url
+        storage.failing[f"/storage/{CPU}/model.onnx.data"] = (403, {}, 1)
+        get(server)
+    assert server.ranges(f"{CPU}/model.onnx.data") == [None, None]
+
+
 def test_a_redirect_out_of_the_web_is_not_followed(server: FakeHub, llmos_home: Path) -> None:
     """Neither to a file of this machine nor to another protocol."""
     for address in ("file:///etc/passwd", "ftp://127.0.0.1/x"):
@@ -452,14 +472,20 @@ def test_hostile_configurations(server: FakeHub, llmos_home: Path, changes: dict
     assert downloads(llmos_home) == {}
 
 
-@pytest.mark.parametrize(
-    "text", ['{"model": {}, "model": {}}', "{", "[" * 50_000, "null", '{"model": {"decoder": {"a": {}, "a": {}}}}']
-)
-def test_configurations_that_two_readers_would_read_differently(text: str) -> None:
-    """Doubled keys, and what is no JSON, are refused."""
+@pytest.mark.parametrize("text", ["{", "[" * 50_000, "null", "\xff", "{}"])
+def test_configurations_that_are_none(text: str) -> None:
+    """What is no JSON, or no configuration, is refused."""
     with pytest.raises(ModelError) as caught:
-        genai_folder.read_configuration(text.encode())
+        genai_folder.read_configuration(text.encode("latin-1"))
     assert caught.value.code is Code.INVALID_ARGUMENT
+
+
+def test_a_configuration_that_two_readers_would_read_differently(folder: dict[str, bytes]) -> None:
+    """A key that stands there twice is refused: one reader takes the first, another the last."""
+    twice = b'"session_options": {"custom_ops_library": "evil.so"}, "session_options": {'
+    content = folder["genai_config.json"].replace(b'"session_options": {', twice)
+    with pytest.raises(ModelError, match="twice"):
+        genai_folder.read_configuration(content)
 
 
 def test_ordinary_configurations_pass(folder: dict[str, bytes]) -> None:

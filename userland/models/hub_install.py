@@ -93,7 +93,6 @@ def pull_from_hub(
         store.remove(name)
     network = HubNetwork(settings, hub_settings)
     with staging(paths.models_dir()) as scratch, room.explained_disk():
-        progress("asking the hub", 0, 0)
         hub = Hub(hub_settings, network)
         snapshot = hub.snapshot(reference.repository, reference.revision)
         pull = _Pull(reference, name, entry, network, hub, snapshot, progress, start)

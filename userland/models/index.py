@@ -127,6 +127,8 @@ class Network:
         self._settings = settings
         proxies = dict.fromkeys(("http", "https"), settings.proxy) if settings.proxy else None
         self._handlers: list[urllib.request.BaseHandler] = [urllib.request.ProxyHandler(proxies), *handlers]
+        self._contexts: dict[bool, ssl.SSLContext] = {}
+        """By whether the host is trusted unseen: reading the certificates of all authorities takes longer than a request."""
 
     def open(self, url: str, headers: Mapping[str, str]) -> HTTPResponse:
         """The response, of any 2xx status. Raises `OSError` (`urllib.error.HTTPError` for other statuses)."""
@@ -161,11 +163,13 @@ class Network:
         return None
 
     def _context(self, host: str | None) -> ssl.SSLContext:
-        context = ssl.create_default_context(cafile=self._settings.cert)
-        if host in self._settings.trusted_hosts:
-            context.check_hostname = False
-            context.verify_mode = ssl.CERT_NONE
-        return context
+        trusted = host in self._settings.trusted_hosts
+        if trusted not in self._contexts:
+            context = self._contexts[trusted] = ssl.create_default_context(cafile=self._settings.cert)
+            if trusted:
+                context.check_hostname = False
+                context.verify_mode = ssl.CERT_NONE
+        return self._contexts[trusted]
 
 
 def find_wheel(package: str, wheel: str, settings: Settings, network: Network) -> Wheel:
