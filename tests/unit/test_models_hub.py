@@ -122,7 +122,7 @@ def test_an_installed_model_is_not_asked_for_again(server: FakeHub, llmos_home: 
     model = get(server)
     before = len(server.asked)
     assert get(server) == model
-    assert get(server, f"hf:owner/tiny/{CPU}@{COMMIT[:7]}") == model
+    assert get(server, f"hf:owner/tiny/{CPU}@{COMMIT[:7]}") == get(server, "hf:owner/tiny@main") == model
     assert len(server.asked) == before
     for other in ("hf:owner/tiny/cuda/cuda-int4", "hf:other/tiny", "hf:owner/tiny@abc"):
         with pytest.raises(ModelError, match="another model") as caught:

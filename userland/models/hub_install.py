@@ -60,6 +60,7 @@ class _Pull:
             "hub": self.snapshot.repository,
             "path": path,
             "revision": self.snapshot.commit,
+            "asked": self.reference.revision,
             "bytes": sum(file.size for file in files),
         }
 
@@ -109,7 +110,8 @@ def _same(installed: store.Model, reference: Reference) -> store.Model:
     """The model that has the name already, if it is the one that is meant. Raises `ModelError` CONFLICT."""
     source = description.read(installed.path).get("source") or {}
     same = source.get("hub") == reference.repository and reference.path in ("", source.get("path"))
-    if same and str(source.get("revision", "")).startswith(reference.revision):
+    asked = (reference.revision or "main") == (source.get("asked") or "main")
+    if same and (asked or not reference.revision or str(source.get("revision", "")).startswith(reference.revision)):
         return installed
     hint = f"llmosctl model rm {installed.name}, or choose another name with --name"
     raise ModelError(Code.CONFLICT, f"another model {installed.name!r} is installed: {installed.source}", hint)
