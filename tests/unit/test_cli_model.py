@@ -128,5 +128,7 @@ def test_pull_says_what_it_cannot_take(
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     assert main.run(["model", "pull", "qwen2.5-0.5b"]) == 1
     assert "error[resource.unavailable]: HF_HUB_OFFLINE" in capsys.readouterr().err
+    assert main.run(["model", "pull", "qwen2.5-3b"]) == 1
+    assert "Qwen Research License: for research" in capsys.readouterr().err
     assert main.run(["model", "pull", "smollm2-135m", "--name", "mine"]) == 2
     assert not [path for path in tmp_path.iterdir() if not path.name.startswith(".")]

@@ -125,11 +125,15 @@ def pull(
     From the hub it takes a GenAI folder (with a genai_config.json) as it is, and imports a GGUF file. HF_ENDPOINT, HF_TOKEN and
     HF_HUB_OFFLINE are honoured.
     """
+    from llmos.userland.models import catalog as known
     from llmos.userland.models import install
 
     if not name:
         catalog(output)
         return
+    entry = known.entries().get(name)
+    if entry is not None and entry.terms:
+        note(f"{entry.license}: {entry.terms}")
     with progress.shown() as report:
         made = install.pull(name, report, start_jailed, name=as_)
     _tell_made(made, output)

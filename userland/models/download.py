@@ -18,7 +18,7 @@ from llmos.userland.models.errors import ModelError
 from llmos.userland.models.index import Network, reason, without_secrets
 
 ATTEMPTS = 5
-"""Tries in a row that bring it no further before giving up."""
+"""Tries in a row that bring it next to nothing further (less than `STALLED_BYTES`) before giving up."""
 
 LONGEST_WAIT_S = 60.0
 """Seconds that a server may have us wait before the next try."""
@@ -118,7 +118,7 @@ def _receive(
     while (have := stream.seek(0, 2)) < size:
         trouble, wait = _receive_once(url, stream, have, size, network, report)
         reached = stream.seek(0, 2)
-        idle = 0 if reached > furthest else idle + 1
+        idle = 0 if reached - furthest >= STALLED_BYTES else idle + 1
         furthest = max(furthest, reached)
         if idle == ATTEMPTS:
             raise ModelError(
