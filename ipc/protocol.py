@@ -505,6 +505,17 @@ class ModelStatistics(Syscall, frozen=True):
     RIGHT = "sys.read"
 
 
+class DefaultModel(Syscall, frozen=True):
+    """Which model answers those who name none, now and after restarts, having made it `model` if that is given. → `{model}`, or empty
+
+    It is loaded when it is first asked for; what is loaded now stays. Errors: `NOT_FOUND`, `INVALID_ARGUMENT` (it generates no text).
+    """
+
+    OP = "llm.default"
+    RIGHT = "sys.control"
+    model: ModelName | None = None
+
+
 # -- fn: functions that a running program lends to the model -----------------------------------------------------------
 
 

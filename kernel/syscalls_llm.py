@@ -91,6 +91,11 @@ def _unload(kernel: Kernel, request: Request, args: protocol.UnloadModel) -> Res
     return None
 
 
+@syscall(protocol.DefaultModel)
+def _default(kernel: Kernel, request: Request, args: protocol.DefaultModel) -> Result:  # noqa: ARG001
+    return {"model": kernel.engine.default(args.model) or ""}
+
+
 @syscall(protocol.ModelStatistics)
 def _stats(kernel: Kernel, request: Request, args: protocol.ModelStatistics) -> Result:  # noqa: ARG001
     return kernel.inference.describe()

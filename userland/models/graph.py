@@ -317,3 +317,12 @@ class DecoderGraph:
         """Append a node named after its first output, and return that output."""
         self._nodes.append(helper.make_node(op, inputs, outputs, name=outputs[0], domain=domain, **attributes))
         return outputs[0]
+
+
+def last_position_only(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The same network for readers that take the shape of `logits` from the graph and know no `TOLD`, as onnxruntime-genai does."""
+    plain = onnx.ModelProto()
+    plain.CopyFrom(model)
+    plain.graph.input.remove(next(value for value in plain.graph.input if value.name == TOLD))
+    plain.graph.output[0].type.tensor_type.shape.dim[1].dim_value = 1
+    return plain
