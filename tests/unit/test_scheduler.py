@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter, deque
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -13,6 +15,7 @@ from llmos.ipc.errors import Code, OpError
 from llmos.ipc.protocol import JobClass
 from llmos.kernel import params
 from llmos.kernel.scheduler import Job, Limits, Scheduler, Spent, State, Turn
+from tests.bench import scheduler_trace
 from tests.bench.scheduler_trace import FirstCome, default_trace
 from tests.bench.simulated_core import Arrival, Costs, SimulatedCore
 
@@ -224,6 +227,19 @@ def test_two_jobs_of_one_principal_do_not_get_two_shares() -> None:
     assert world.worst_share({"greedy": 1, "modest": 1}) <= 0.07
 
 
+def test_many_rows_of_one_principal_crowd_nobody_out() -> None:
+    """Beside one with more jobs than a batch holds, a newcomer is in the first batch after its prompt is read."""
+    world = World(Limits(max_rows=4))
+    for _ in range(8):
+        world.submit("greedy", output=5000)
+    while world.core.now < 3:
+        world.turn()
+    modest = world.submit("modest", prompt=5, output=100)
+    while modest.state is not State.DECODE:
+        world.turn()
+    assert modest in [grant.job for grant in world.turn().decode]
+
+
 def test_idling_earns_nothing() -> None:
     """A principal that was away for a minute shares from then on; it does not run alone until it has caught up."""
     world = World()
@@ -428,6 +444,55 @@ def test_who_came_first_grows_and_nobody_deadlocks() -> None:
     assert ends[0] < ends[-1]
     assert parked
     assert empty(world.scheduler)
+
+
+def test_who_sits_out_runs_when_the_others_find_no_kv() -> None:
+    """A job that is far ahead of its share runs when the one behind it cannot, for want of KV: the model is never left idle."""
+    world = World(Limits(kv_bytes=330, kv_headroom=8, credit_s=0.0, lag=0.0))
+    world.scheduler.set_model("", 1)
+    world.submit("a", output=300, weight=1.0)
+    world.submit("b", output=300, weight=4.0)
+    parked = 0
+    while len(world.scheduler):
+        parked += len(world.turn().park)
+    assert parked
+
+
+def test_long_prompts_do_not_take_kv_from_each_other_for_ever() -> None:
+    """Two prompts that take longer to read than a job may wait, and do not fit together: each is read once, none after the other
+    in turns; a later and smaller one that slipped in makes room for who has waited too long."""
+    world = World(Limits(kv_bytes=10_000, aging_s=2.0, max_jobs=1000))
+    world.scheduler.set_model("", 1)
+    first, second = (world.submit(name, prompt=prompt, output=20) for name, prompt in (("a", 8000), ("b", 9000)))
+    while world.core.now < 5:
+        world.turn()
+    small = world.submit("c", prompt=1000, output=900)
+    world.core.run()
+    read = Counter({job.id: 0 for job in (first, second, small)})
+    for _, _, spent in world.turns:
+        read.update({row.job: row.prefill for row in spent})
+    assert (read[first.id], read[second.id]) == (8000, 9000)
+    assert [job for _, turn, _ in world.turns for job in turn.park] == [small]
+
+
+# the simulator
+
+
+def test_a_trace_is_replayed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Arrivals of a file go through the policies that were asked for, with the costs of another, and a deadline is counted."""
+    trace, costs = tmp_path / "trace.jsonl", tmp_path / "costs.json"
+    user = {"t": 1, "principal": "u", "class": "interactive", "prompt": 10, "output": 5, "deadline": 2}
+    trace.write_text(
+        "\n".join(json.dumps(row) for row in ({**user, "t": 0, "class": "background", "output": 900}, user))
+    )
+    costs.write_text(json.dumps({"step_ms": {"2": 10, "4": 10}, "slice_ms": {"0": 0, "128": 128}}))
+    options = ["--policy", "fifo", "--policy", "scheduler", "--costs", str(costs)]
+    monkeypatch.setattr("sys.argv", ["scheduler_trace", str(trace), *options])
+    scheduler_trace.main()
+    printed = capsys.readouterr().out
+    assert [line.split()[-2] for line in printed.splitlines() if line.startswith("interactive")] == ["0/1", "1/1"]
 
 
 # bookkeeping
