@@ -228,7 +228,7 @@ def test_two_jobs_of_one_principal_do_not_get_two_shares() -> None:
 
 
 def test_many_rows_of_one_principal_crowd_nobody_out() -> None:
-    """Beside one with more jobs than a batch holds, a newcomer is in the first batch after its prompt is read."""
+    """Beside one with more jobs than a batch holds, a newcomer is in every batch from when its prompt is read."""
     world = World(Limits(max_rows=4))
     for _ in range(8):
         world.submit("greedy", output=5000)
@@ -237,7 +237,20 @@ def test_many_rows_of_one_principal_crowd_nobody_out() -> None:
     modest = world.submit("modest", prompt=5, output=100)
     while modest.state is not State.DECODE:
         world.turn()
-    assert modest in [grant.job for grant in world.turn().decode]
+    for _ in range(12):
+        assert modest in [grant.job for grant in world.turn().decode]
+
+
+def test_a_batch_is_shared_as_time_is() -> None:
+    """Of two principals with more jobs each than a batch holds, each has half of every batch, and not every other batch."""
+    world = World(Limits(max_rows=4))
+    jobs = [world.submit(name, output=5000) for name in "ab" for _ in range(8)]
+    while any(job.state is not State.DECODE for job in jobs):
+        world.turn()
+    for _ in range(20):
+        world.turn()
+    for _ in range(20):
+        assert Counter(grant.job.principal for grant in world.turn().decode) == {"a": 2, "b": 2}
 
 
 def test_idling_earns_nothing() -> None:
@@ -342,12 +355,12 @@ def test_the_earlier_deadline_goes_first() -> None:
 
 
 def test_a_deadline_buys_no_share() -> None:
-    """One that gives all its jobs a deadline gets no more than one that gives none."""
+    """One that gives each of its four jobs a deadline gets no more than one that gives none, and has one."""
     world = World(Limits(aging_s=1e9))
     while world.core.now < 25:
         running = world.running()
-        for name in ("pushy", "calm"):
-            if not running[name]:
+        for name, jobs in (("pushy", 4), ("calm", 1)):
+            for _ in range(jobs - running[name]):
                 due = world.core.now + 1 if name == "pushy" else None
                 world.submit(name, prompt=1000, output=30, deadline=due)
         world.turn()
@@ -395,6 +408,7 @@ def test_exhausted_jobs_are_named() -> None:
     world.scheduler.set_budget("poor", None)
     world.core.run()
     assert job.state is State.DONE
+    assert empty(world.scheduler)
 
 
 # KV
@@ -498,7 +512,7 @@ def test_a_trace_is_replayed(
 # bookkeeping
 
 
-@pytest.mark.parametrize("phase", ["new", "prefill", "decode", "parked", "turn", "done"])
+@pytest.mark.parametrize("phase", ["new", "prefill", "decode", "parked", "broke", "turn", "done"])
 def test_a_job_that_is_removed_leaves_nothing(phase: str) -> None:
     """In whatever phase it is cancelled, what was reserved, counted and remembered for it is gone."""
     world = World(Limits(kv_bytes=1000, kv_headroom=50))
@@ -509,12 +523,16 @@ def test_a_job_that_is_removed_leaves_nothing(phase: str) -> None:
     else:
         job = world.submit("a", BACKGROUND, prompt=300, output=100)
         world.turn()
-    while phase in ("decode", "parked", "turn") and job.state is not State.DECODE:
+    while phase in ("decode", "parked", "broke", "turn") and job.state is not State.DECODE:
         world.turn()
     if phase == "parked":
         user = world.submit("user", INTERACTIVE, prompt=800, output=1)
         assert world.turn().park == (job,)
         world.scheduler.remove(user.id)
+    if phase == "broke":
+        world.scheduler.set_budget("a", 0)
+        assert world.scheduler.pick() is None
+        assert job.state is State.PARKED
     if phase == "turn":
         turn = world.scheduler.pick()
         assert turn is not None
