@@ -59,25 +59,24 @@ class KV:
         return self._first(job) * self._per_token.get(job.model, 0)
 
     def start(self, job: Job, *, late: bool = False) -> list[Job] | None:
-        """Reserve for its first turn.
+        """Reserve for its first turn, or its first after it was parked.
 
         Args:
-            late: it has waited too long, and goes before everyone.
+            late: it has waited too long, and no later arrival of its class may go on having what it needs. It takes nothing
+                from who came first, or two long prompts would take it from each other for ever.
 
         Returns the jobs that are parked for it, which are of later classes unless it is late; None, and nothing has changed,
         when that would not make room.
         """
-        return self._reserve(job, self._first(job), self._after(job, late, same=False))
+        return self._reserve(job, self._first(job), self._after(job, same=late))
 
-    def grow(self, job: Job, tokens: int, *, late: bool = False) -> list[Job] | None:
-        """Have room for `tokens` more than its context has. As `start`, but later arrivals of its own class give way too."""
+    def grow(self, job: Job, tokens: int) -> list[Job] | None:
+        """Have room for `tokens` more than its context has. As `start`, with later arrivals of its own class giving way too."""
         if job.kv >= job.length + tokens:
             return []
         most = job.prompt + max(job.max_tokens, job.produced + tokens)
         parked = self._reserve(job, min(job.length + max(tokens, self._headroom), most), [])
-        return (
-            parked if parked is not None else self._reserve(job, job.length + tokens, self._after(job, late, same=True))
-        )
+        return parked if parked is not None else self._reserve(job, job.length + tokens, self._after(job, same=True))
 
     def park(self, job: Job) -> None:
         """It reads all of its context again when it comes back, as far as the core has not kept it."""
@@ -92,14 +91,13 @@ class KV:
     def _first(self, job: Job) -> int:
         return max(job.length + min(job.remaining, self._headroom), 1)
 
-    def _after(self, job: Job, late: bool, *, same: bool) -> list[Job]:
-        """Holders that may give way to it, the first to go first."""
-        if late:
-            found = [one for one in self._holders.values() if one is not job]
-        elif same:
-            found = [one for one in self._holders.values() if _order(one) > _order(job)]
-        else:
-            found = [one for one in self._holders.values() if one.job_class > job.job_class]
+    def _after(self, job: Job, *, same: bool) -> list[Job]:
+        """Holders that may give way to it, the first to go first; those of its own class too?"""
+        found = [
+            one
+            for one in self._holders.values()
+            if one.job_class > job.job_class or (same and _order(one) > _order(job))
+        ]
         return sorted(found, key=_order, reverse=True)
 
     def _reserve(self, job: Job, tokens: int, victims: list[Job]) -> list[Job] | None:

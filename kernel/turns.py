@@ -125,12 +125,10 @@ class Draft:
         may = [*(job for job in self._late.values() if job.model == first.model), *may]
         rows = [job for job in may if job.state is State.DECODE]
         prompts = [job for job in may if job.state is not State.DECODE]
-        if prompts:
-            steps = limits.prefill_steps
-        elif len({job.flow for job in rows}) == 1 and len(rows) == sum(len(one.jobs) for one in self._queues.values()):
+        steps = limits.prefill_steps if prompts else limits.slice
+        waiting = sum(len(one.jobs) for one in self._queues.values()) > min(len(rows), limits.max_rows)
+        if not waiting and len({job.flow for job in rows}) == 1:
             steps = limits.quantum
-        else:
-            steps = limits.slice
 
         batch = self._batch(self._first_rows(rows, steps, rates), steps)
         prefill = self._slice(prompts, rates)
@@ -171,7 +169,7 @@ class Draft:
             tokens = self._take(job, _wish(job, steps))
             if not tokens:
                 continue
-            gave = self._kv.grow(job, tokens, late=job.id in self._late)
+            gave = self._kv.grow(job, tokens)
             if gave is None:
                 self._kv.park(job)
                 self._out.add(job.id)
