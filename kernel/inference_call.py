@@ -7,7 +7,6 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from llmos.ipc.protocol import Append
-from llmos.ipc.protocol import Message as Said
 from llmos.kernel import params
 from llmos.kernel.calls import Call
 from llmos.kernel.contexts import Context
@@ -121,11 +120,6 @@ class Inference:
             "forced": self.forced,
             **{f"{name}_ms": value for name, value in self.timings(now).items()},
         }
-
-
-def said(messages: list[Said]) -> list[Message]:
-    """Turns of a conversation as the core takes them."""
-    return [{"role": turn.role, "content": turn.content} for turn in messages]
 
 
 def spent_of(row: list[Any]) -> tuple[Spent, str]:

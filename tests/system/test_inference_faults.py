@@ -155,22 +155,31 @@ def test_a_prompt_over_the_window_says_so_and_the_next_one_is_served(with_model:
     assert started(user, 3).code() is None
 
 
-def test_a_quota_that_runs_out_mid_answer(with_model: System) -> None:
+FORCED = {
+    "type": "object",
+    "properties": {"a_name_of_which_the_grammar_leaves_no_choice": {"type": "string", "minLength": 200}},
+    "required": ["a_name_of_which_the_grammar_leaves_no_choice"],
+    "additionalProperties": False,
+}
+
+
+@pytest.mark.parametrize("constraint", [{}, {"schema": FORCED}], ids=["free", "forced"])
+def test_a_quota_that_runs_out_mid_answer(with_model: System, constraint: dict[str, Any]) -> None:
     """What it paid for was streamed, then BUDGET, and not one token more; the user's own job goes on."""
     user = with_model.connect()
-    key = let_in(with_model, "poor", "llm.generate(tokens=60)")
+    name = "forced" if constraint else "free"
+    key = let_in(with_model, name, "llm.generate(tokens=30)")
     with contextlib.closing(Connection(key=AppKey.load(key))) as app:
         other = started(user, 60)
-        poor = started(app, 500)
+        poor = started(app, 500, **constraint)
         assert poor.code() is Code.BUDGET
         assert poor.text
         assert other.code() is None
         assert failure(app, "llm.generate", prompt="x", max_tokens=1).code is Code.BUDGET
     lines = with_model.log().splitlines()
-    line = next(line for line in lines if '"job.done"' in line and '"app:poor"' in line)
-
-    used = json.loads(line)
-    assert used["prefill"] + used["decode"] == 60
+    used = json.loads(next(line for line in lines if '"job.done"' in line and f'"app:{name}"' in line))
+    assert used["prefill"] + used["decode"] == 30
+    assert used["err"] == "BUDGET"
 
 
 def test_a_core_killed_mid_batch(own: System) -> None:

@@ -152,6 +152,15 @@ def test_a_prompt_that_the_quota_cannot_pay_for_is_not_begun(world: World) -> No
     assert "run" not in world.core.ops
 
 
+def test_a_quota_is_kept_to_the_token_where_it_may_run_out(world: World) -> None:
+    """Guesses and forced tokens pass a grant: they save time only for those whose quota lasts whatever comes."""
+    for quota in (30, 3000):
+        call = world.call("llm.generate", "some", cap=f"llm.generate(tokens={quota})")
+        world.generate("hello", call, max_tokens=20)
+    asked = [world.core.jobs[job] for job in (1, 2)]
+    assert [(job["speculate"], job.get("skip_forced", True)) for job in asked] == [(False, False), (True, True)]
+
+
 def test_a_cancelled_job_pays_for_the_turn_it_was_in(world: World) -> None:
     """Giving up just before the bill comes does not help."""
     call = world.generate("hello", world.call("llm.generate", cap="llm.generate(tokens=100)"), max_tokens=50)
