@@ -157,10 +157,11 @@ def test_a_prompt_over_the_window_says_so_and_the_next_one_is_served(with_model:
 
 FORCED = {
     "type": "object",
-    "properties": {"a_name_of_which_the_grammar_leaves_no_choice": {"type": "string", "minLength": 200}},
-    "required": ["a_name_of_which_the_grammar_leaves_no_choice"],
+    "properties": {f"whether_the_light_in_the_room_number_{n}_is_on": {"type": "boolean"} for n in range(12)},
+    "required": [f"whether_the_light_in_the_room_number_{n}_is_on" for n in range(12)],
     "additionalProperties": False,
 }
+"""One decision, then a dozen tokens without one."""
 
 
 @pytest.mark.parametrize("constraint", [{}, {"schema": FORCED}], ids=["free", "forced"])
@@ -168,7 +169,7 @@ def test_a_quota_that_runs_out_mid_answer(with_model: System, constraint: dict[s
     """What it paid for was streamed, then BUDGET, and not one token more; the user's own job goes on."""
     user = with_model.connect()
     name = "forced" if constraint else "free"
-    key = let_in(with_model, name, "llm.generate(tokens=30)")
+    key = let_in(with_model, name, "llm.generate(tokens=60)")
     with contextlib.closing(Connection(key=AppKey.load(key))) as app:
         other = started(user, 60)
         poor = started(app, 500, **constraint)
@@ -178,7 +179,7 @@ def test_a_quota_that_runs_out_mid_answer(with_model: System, constraint: dict[s
         assert failure(app, "llm.generate", prompt="x", max_tokens=1).code is Code.BUDGET
     lines = with_model.log().splitlines()
     used = json.loads(next(line for line in lines if '"job.done"' in line and f'"app:{name}"' in line))
-    assert used["prefill"] + used["decode"] == 30
+    assert used["prefill"] + used["decode"] == 60
     assert used["err"] == "BUDGET"
 
 
