@@ -118,6 +118,35 @@ def test_a_cancelled_job_is_gone_in_every_phase(world: World, phase: str) -> Non
     assert not world.inference.describe()["ended"].get("stop")
 
 
+@pytest.mark.parametrize("cancel", [True, False])
+def test_a_job_that_is_parked_for_a_sooner_one_goes_on_or_is_cancelled(world: World, cancel: bool) -> None:
+    """Where KV is short its KV goes, not its words: it reads again what it had, and its answer is whole."""
+    world.inference.divide(150_000)
+    world.ready()
+    later = world.generate("hello", max_tokens=100, job_class="background")
+    world.core.obey()
+    world.generate("hello", max_tokens=100)
+    for _ in range(3):
+        if "park" in world.core.ops:
+            break
+        world.core.obey()
+    assert {"op": "park", "job": 1} in world.core.posted
+    assert world.inference.describe()["jobs"][2]["parked"] == 1
+    before = world.streamed(later)
+    if cancel:
+        world.calls.cancelled(1, later.caller_id)
+        assert world.core.posted[-1] == {"op": "cancel", "job": 1}
+        assert world.reply(later)["code"] == "CANCELLED"
+        return
+    world.core.obey()
+    world.core.obey(finish="stop")
+    assert world.core.run["prefill"][0] == 1
+    world.core.obey()
+    world.core.obey(finish="stop")
+    assert world.reply(later)["text"].startswith(before)
+    assert world.reply(later)["finish"] == "stop"
+
+
 def test_a_turn_that_was_not_asked_for_is_nonsense(world: World) -> None:
     """A core that makes up turns, or counts less than nothing, has been taken over."""
     world.generate("hello")
