@@ -235,6 +235,13 @@ class Inferences:
         """It ends here, with this error; what it has streamed stays."""
         if self._jobs.get(inference.job.id) is inference:
             self._end(inference, "failed", error.code)
+            self._tell(inference, error)
+
+    def _tell(self, inference: Inference, error: OpError) -> None:
+        """Its caller hears of an error. One who does not read what the model read is not tainted by that either."""
+        if inference.reveal is not None:
+            inference.call.fail(error)
+        else:
             inference.call.fail(error, inference.delivered, self._source(inference))
 
     def _end(self, inference: Inference, finish: str, code: Code | None = None, *, core_knows: bool = False) -> None:
@@ -431,7 +438,7 @@ class Inferences:
         unasked = {"failed": Code.INTERNAL, "cancelled": Code.CANCELLED}.get(finish)
         self._end(inference, finish, unasked, core_knows=True)
         if unasked is not None:  # the error that explains it did not come
-            inference.call.fail(OpError(unasked, f"{inference.call.op}: the model's process did not go on with it"))
+            self._tell(inference, OpError(unasked, f"{inference.call.op}: the model's process did not go on with it"))
             return
         if inference.reveal is not None:
             try:
@@ -455,7 +462,7 @@ class Inferences:
         context = self.contexts.known(message.get("context") or 0)
         if inference is not None:
             self._end(inference, "failed", error.code, core_knows=True)
-            inference.call.fail(error, inference.delivered, self._source(inference))
+            self._tell(inference, error)
         elif message.get("about") in ("open", "fork") and context is not None:
             self.contexts.lose([context], error)
         else:

@@ -12,6 +12,7 @@ import structlog
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from llmos.ipc import protocol
 from llmos.ipc.errors import Code, OpError
 from llmos.kernel import params
 from llmos.kernel.labels import Label
@@ -333,6 +334,18 @@ def test_a_dead_core_fails_what_it_had_and_nothing_else(world: World) -> None:
     world.ready()
     world.core.obey()
     assert world.reply(waiting)["dim"] == 2
+
+
+def test_an_extraction_that_fails_taints_nobody(world: World) -> None:
+    """Its caller has not read what the model was to read, and a crash tells nothing of it; who read it himself is told with its label."""
+    schema = {"type": "object", "properties": {"urgent": {"type": "boolean"}}}
+    call = world.call("llm.extract")
+    args = protocol.Extract(prompt="Urgent?", values=["v1"], schema=schema)
+    world.inference.extract(call, args, "agent", ["a letter"], SECRET, lambda text: ({}, SECRET))
+    own = world.generate("a letter", world.call("llm.generate", label=SECRET))
+    world.inference.core_gone("killed")
+    labels = {header.id: header.label for header, _ in world.sent if header.kind == "reply"}
+    assert (labels[call.caller_id], labels[own.caller_id]) == ([], ["u", "mail"])
 
 
 def test_a_model_that_is_unloaded_takes_its_jobs_and_contexts_along(world: World) -> None:
