@@ -72,6 +72,10 @@ class Inferences:
         """How much memory there is for KV; before the first job."""
         self._scheduler = Scheduler(self._loop.clock, Limits(kv_bytes=kv_bytes))
 
+    def set_budget(self, principal: str, tokens: int | None, per_s: float = 3600.0) -> None:
+        """In no `per_s` seconds may more than `tokens` be computed for it, whatever its capabilities; None lifts that."""
+        self._scheduler.set_budget(principal, tokens, per_s)
+
     # -- syscalls --------------------------------------------------------------------------------------------------
 
     def generate(self, call: Call, args: Generate, principal: str) -> None:
@@ -208,9 +212,10 @@ class Inferences:
             context.label = context.label | label
             context.job = job.id
             inference.request["context"] = context.number
-        purse = self._authority.tokens_left(call.cap)
         if kind == "generate":
-            if purse is not None and purse[1] < requests.most_tokens(request):
+            purse, budget = self._authority.tokens_left(call.cap), self._scheduler.budget_left(principal)
+            limits = [purse[1] if purse is not None else None, budget]
+            if any(left is not None and left < requests.most_tokens(request) for left in limits):
                 inference.request = requests.to_the_token(inference.request)
             inference.request["label"] = namespace(inference.delivered)
         self._jobs[job.id] = inference
@@ -292,8 +297,8 @@ class Inferences:
 
     def _exhausted(self, inference: Inference | None) -> None:
         if inference is not None:
-            detail = f"{inference.job.principal}: its tokens of this hour are used up"
-            self._refuse(inference, OpError(Code.BUDGET, detail, "wait, or ask for a larger budget"))
+            detail = f"{inference.job.principal}: the tokens of its budget are used up for now"
+            self._refuse(inference, OpError(Code.BUDGET, detail, "wait until it fills up again"))
 
     def _refuse(self, inference: Inference, error: OpError) -> None:
         self._authority.refused(inference.call.holder, inference.call.op, error)

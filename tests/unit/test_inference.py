@@ -201,6 +201,24 @@ def test_a_cancelled_job_pays_for_the_turn_it_was_in(world: World) -> None:
     assert world.caps.left(call.cap, "tokens") == 100 - 5 - 16
 
 
+def test_a_principal_that_runs_out_ends_with_its_text(world: World) -> None:
+    """Whatever its capabilities allow; another principal goes on, and so does this one when its budget has filled up."""
+    world.inference.set_budget("poor", 12)
+    call = world.generate("hello", world.call("llm.generate", "poor"), max_tokens=50)
+    other = world.generate("hello", world.call("llm.generate", "rich"), max_tokens=40)
+    for _ in range(6):
+        world.core.obey()
+    assert world.reply(call)["code"] == "BUDGET"
+    assert world.streamed(call) == "x" * 7
+    assert not other.done
+    world.core.obey(finish="stop")
+    world.now += 3700
+    again = world.generate("hello", world.call("llm.generate", "poor"), max_tokens=4)
+    world.core.obey()
+    world.core.obey(finish="stop")
+    assert world.reply(again)["finish"] == "stop"
+
+
 @settings(max_examples=40, deadline=None)
 @given(st.integers(1, 60), st.lists(st.integers(1, 20), min_size=1, max_size=5))
 def test_jobs_on_one_account_never_spend_more_than_it_has(quota: int, prompts: list[int]) -> None:
