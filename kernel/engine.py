@@ -32,6 +32,9 @@ log = structlog.get_logger()
 
 Message = dict[str, Any]
 
+_FROM_OUTSIDE = ("killed by SIGKILL", "exit: it was asked", "killed: it did not end")
+"""How reasons begin for which the model that was being loaded is hardly to blame; if it is, memory is short, and it comes again."""
+
 
 class Work(Protocol):
     """What runs on the models."""
@@ -296,10 +299,10 @@ class Engine:
         for name, call in self._unloads:
             call.reply({"model": name})
         self._unloads.clear()
+        most = params.LOAD_KILLS if reason.startswith(_FROM_OUTSIDE) else params.LOAD_CRASHES
         for model in self._models:
-            crashed = model.state is State.LOADING and process.state is not ProcessState.STOPPING
-            model.crashes += crashed
-            if crashed and model.crashes >= params.LOAD_CRASHES:
+            model.crashes += model.state is State.LOADING
+            if model.state is State.LOADING and model.crashes >= most:
                 self._failed(model, f"the core ended while it was loaded ({reason})")
             elif model.state in (State.READY, State.LOADING):
                 self._put(model, State.WAITING)
