@@ -55,6 +55,11 @@ class Conversation:
         self.messages += request.messages or ()
         self.text += request.prompt or ""
 
+    def become(self, other: Conversation) -> None:
+        """Go on as `other`, a fork of this one that a job has come to the end of."""
+        self.messages, self.text, self.summary = other.messages, other.text, other.summary
+        self.label, self.tokens = other.label, other.tokens
+
     def answered(self, text: str) -> None:
         """Append what the model said."""
         if self.messages:
@@ -111,11 +116,15 @@ class Paging:
     def request(self, job: int, model: Model, room: int) -> Request:
         """The inference that summarises them."""
         said = f"{_BEFORE}{self.conversation.summary}\n{self.middle}" if self.conversation.summary else self.middle
-        characters = int(len(said) * min(1.0, (room - limits.SUMMARY_TOKENS - 128) / max(model.length(said), 1)))
-        if characters < len(said):  # its beginning and its end say most
-            said = said[: characters // 2] + "\n…\n" + said[-(characters // 2) :]
-        messages = [Message("user", f"{_TASK}\n\n<conversation>\n{said}\n</conversation>")]
-        return Request(job=job, messages=messages, max_tokens=min(limits.SUMMARY_TOKENS, room // 8))
+        tokens, left = min(limits.SUMMARY_TOKENS, room // 8), len(said)
+        while True:
+            told = said if left == len(said) else _ends(said, left)
+            messages = [Message("user", f"{_TASK}\n\n<conversation>\n{told}\n</conversation>")]
+            excess = len(model.encode_messages(messages)) + tokens - room
+            if excess <= 0 or not left:
+                return Request(job=job, messages=messages, max_tokens=tokens)
+            # Some characters take more tokens than others, so what seems enough may not be.
+            left = max(left - excess * left // max(model.length(told), 1) - 4, 0)
 
     def done(self, summary: str) -> None:
         """Put the summary in their place."""
@@ -123,3 +132,9 @@ class Paging:
         kept.messages, kept.text, kept.summary = self.rest.messages, self.rest.text, self.rest.summary
         if not kept.messages and kept.summary:
             kept.text = kept.text.replace("\n…\n", f"\n[{_BEFORE}{kept.summary}]\n", 1)
+
+
+def _ends(text: str, characters: int) -> str:
+    """The beginning and the end of a text, which say most, with so many characters of it in all."""
+    half = characters // 2
+    return text[:half] + "\n…\n" + text[len(text) - half :]

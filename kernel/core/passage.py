@@ -78,6 +78,8 @@ class Passage:
 
     def read(self, budget: int) -> tuple[int, int]:
         """Read on, up to about `budget` tokens; how many were, and how many more were known already. Raises `OpError`."""
+        if self.finish is not None:  # the grammar left nothing to decide
+            return 0, 0
         text = self.text[: len(self.prompt) + len(self.output) - self._pending]
         cached = self._sit(text)
         row = self.row
