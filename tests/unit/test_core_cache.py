@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import random
+import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -61,8 +62,8 @@ class CacheMachine(RuleBasedStateMachine):
 
     @initialize()
     def begin(self) -> None:
-        self.folder = tempfile.TemporaryDirectory()
-        self.spill = Spill(Path(self.folder.name), self.capacity) if self.capacity else None
+        self.folder = Path(tempfile.mkdtemp())
+        self.spill = Spill(self.folder, self.capacity) if self.capacity else None
         self.cache = PrefixCache(KV_BYTES, self.spill)
         self.cache.read_s = 10.0  # a file always pays
         self.known: dict[str, set[tuple[int, ...]]] = {}
@@ -119,9 +120,9 @@ class CacheMachine(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         if hasattr(self, "cache"):
+            shutil.rmtree(self.folder)
             self.cache.clear()
             assert (self.cache.bytes, self.cache.spilled) == (0, 0)
-            self.folder.cleanup()
 
 
 class SpillingMachine(CacheMachine):
