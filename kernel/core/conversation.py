@@ -80,12 +80,25 @@ class Conversation:
                 messages.insert(0, Message("system", told))
         return model.encode_messages(messages)
 
+    def least(self, model: Model) -> int:
+        """How many tokens there are at least, whatever is paged out. Raises `OpError(INVALID_ARGUMENT)`."""
+        if not self.messages:
+            return 0
+        start = self._opening()
+        return len(
+            model.encode_messages([*self.messages[:start], *self.messages[max(start, len(self.messages) - 1) :]])
+        )
+
     def page(self, model: Model, room: int) -> Paging | None:
         """How to bring it down to about half of `room` tokens; None when what must stay is too long already."""
         return self._page_turns(model, room // 2) if self.messages else self._page_text(model, room // 2)
 
+    def _opening(self) -> int:
+        """How many messages of the system's there are before the first of anybody else."""
+        return next((at for at, said in enumerate(self.messages) if said.role != "system"), len(self.messages))
+
     def _page_turns(self, model: Model, kept: int) -> Paging | None:
-        start = next((at for at, said in enumerate(self.messages) if said.role != "system"), len(self.messages))
+        start = self._opening()
         stop, left = len(self.messages), kept - sum(model.length(said.content) for said in self.messages[:start])
         while stop > start + 1 and (left := left - model.length(self.messages[stop - 1].content) - 8) > 0:
             stop -= 1

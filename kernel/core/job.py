@@ -179,7 +179,7 @@ class Generation:
             prompt = self._draft.encode(self._model)
             wanted = min(self._request.max_tokens, window // limits.ANSWER_SHARE)
             if len(prompt) + wanted >= window:
-                self._paging = self._draft.page(self._model, window - wanted)
+                prompt = self._make_fit(self._draft, prompt, window, wanted)
         if self._paging is not None:
             summary = self._paging.request(self.job, self._model, window)
             return Passage(summary, self._model.encode(summary), self._model, self.label)
@@ -192,6 +192,15 @@ class Generation:
         if self._draft is not None and self._draft.label != self.label:
             self._model.seats.adopt(self._draft.label, self.label, self._draft.tokens)
         return Passage(self._request, prompt, self._model, self.label)
+
+    def _make_fit(self, draft: Conversation, prompt: list[int], window: int, wanted: int) -> list[int]:
+        """Begin to page, where that helps; the prompt as it is without. Raises `OpError(INVALID_ARGUMENT)`."""
+        if draft.least(self._model) < window:
+            self._paging = draft.page(self._model, window - wanted)
+            if self._paging is None and len(prompt) >= window and draft.summary:
+                draft.summary = ""  # what is said now counts more
+                return draft.encode(self._model)
+        return prompt
 
     def _settle(self) -> None:
         """The passage has taken tokens, or is done."""
