@@ -89,6 +89,7 @@ reference: dev  ## llama.cpp, to measure against (compiles for minutes)
 	$(BIN)/python -m pip install --quiet llama-cpp-python==0.3.36
 
 perplexity: models reference  ## imported models against llama.cpp on the same file
+	$(BIN)/python -m tests.evals.architectures
 	$(BIN)/python -m tests.evals.perplexity
 
 lock: dev  ## requirements.lock from pyproject.toml

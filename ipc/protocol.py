@@ -429,6 +429,17 @@ class LoadModel(Syscall, frozen=True):
     model: Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._\-]{0,79}$")]
 
 
+class DefaultModel(Syscall, frozen=True):
+    """Which model of the store the next start takes, having made it `model` if that is given. → `{model}`, empty without any.
+
+    What is loaded now stays. Errors: `NOT_FOUND` (none of that name is installed). Since: 0.1.0.
+    """
+
+    OP = "llm.default"
+    RIGHT = "sys.control"
+    model: Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._\-]{0,79}$")] | None = None
+
+
 # -- fn: functions that a running program lends to the model -----------------------------------------------------------
 
 

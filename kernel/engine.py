@@ -30,10 +30,7 @@ class Engine:
 
         It is loaded after the drivers have started, so that it does not hold them up.
         """
-        remembered = self._journal.get("model")
-        if name is None and remembered is not None and self._model.choose(remembered) is not None:
-            name = remembered  # one that has been removed since is no reason not to boot
-        self._model.name = self._present(name)
+        self._model.name = self._present(name if name is not None else self._remembered())
         if self._model.name is not None:
             self._model.state = "starting"
             self._due = self._loop.later(params.CORE_START_S, self._start)
@@ -48,10 +45,22 @@ class Engine:
         self._model.name = self._present(name)
         self._start()
 
+    def default(self, name: str | None) -> str | None:
+        """What the next start takes, having made it `name` if that is given; what is loaded stays. Raises `OpError(NOT_FOUND)`."""
+        if name is not None:
+            self._present(name)
+            self._journal.set("model", name)
+        return self._model.choose(self._remembered())
+
     def settled(self) -> None:
         """The core has loaded its model, or could not: it is up, and can load another."""
         if self._process is not None:
             self._supervisor.ready(self._process)
+
+    def _remembered(self) -> str | None:
+        """The model last chosen; one that has been removed since is no reason not to boot."""
+        name = self._journal.get("model")
+        return name if name is not None and self._model.choose(name) is not None else None
 
     def _present(self, name: str | None) -> str | None:
         chosen = self._model.choose(name)

@@ -389,6 +389,11 @@ def _load(kernel: Kernel, request: Request, args: protocol.LoadModel) -> Result:
     return None
 
 
+@syscall(protocol.DefaultModel)
+def _default(kernel: Kernel, request: Request, args: protocol.DefaultModel) -> Result:  # noqa: ARG001
+    return {"model": kernel.engine.default(args.model) or ""}
+
+
 # -- fn ----------------------------------------------------------------------------------------------------------------
 
 

@@ -57,8 +57,8 @@ class BatchedEngine:
     """A model folder in memory.
 
     Args:
-        folder: with `model.onnx` as `filename` of `genai_config.json` names it.
-        filename: of the graph.
+        folder: with the graph.
+        filename: of the graph as `genai_config.json` has it; one made for this engine, `batched.onnx`, goes before it.
         provider: `cpu`, or another of plain ONNX Runtime's in its own spelling (`CoreMLExecutionProvider`).
         window: tokens of the model's context window.
 
@@ -72,7 +72,8 @@ class BatchedEngine:
     def __init__(self, folder: Path, filename: str, provider: str, window: int) -> None:
         self.rows = limits.ROWS
         self._window = window
-        self._session = _session(folder / filename, provider)
+        made = folder / "batched.onnx"
+        self._session = _session(made if made.is_file() else folder / filename, provider)
         self._layers, self._heads, self._head_size, self.vocab = _shape_of(self._session)
         self.looks_back = _TOLD in {node.name for node in self._session.get_overridable_initializers()}
         self._every = not self.looks_back and self._session.get_outputs()[0].shape[1] != 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,7 +14,10 @@ from typing import Any
 
 import pytest
 
+from llmos.userland.models.importer import import_gguf
 from tests.system.processes import is_alive
+from tests.unit.hub_server import FakeHub
+from tests.unit.tiny_gguf import TinyModel
 
 LLMOSCTL = [sys.executable, "-m", "llmos.userland.cli"]
 
@@ -217,3 +221,41 @@ def test_import_is_jailed_and_refuses(there: Run, shared: Any) -> None:
     assert done.stderr.startswith("error[call.invalid_argument]: ")
     models = Path(shared.environment["LLMOS_MODELS"])
     assert [path for path in models.rglob("*") if path.is_file()] == []
+
+
+def test_the_default_model_is_what_the_next_start_takes(ctl: Run, system: Any) -> None:
+    """`model default` shows and sets it, loads nothing now, survives a restart, and knows only what is installed."""
+    models = Path(system.environment["LLMOS_MODELS"])
+    assert ctl("up", "-d", "--home", str(system.home)).returncode == 0
+    for name in ("first", "second"):
+        (models / name).mkdir(parents=True)
+        (models / name / "genai_config.json").write_text("{}")
+    assert _json(ctl("model", "default", "-o", "json")) == {"model": "first"}
+    assert ctl("model", "default", "third").returncode == 3
+    assert _json(ctl("model", "default", "second", "-o", "json")) == {"model": "second"}
+    assert _json(ctl("status", "-o", "json"))["model"]["state"] == "none"
+    assert ctl("down").returncode == 0
+    assert ctl("up", "-d", "--home", str(system.home)).returncode == 0
+    assert _json(ctl("status", "-o", "json"))["model"]["name"] == "second"
+    shutil.rmtree(models / "second")
+    assert _json(ctl("model", "default", "-o", "json")) == {"model": "first"}
+
+
+def test_pull_from_a_hub(ctl: Run, system: Any) -> None:
+    """A GenAI folder is looked over in a jail and installed, a GGUF is imported in one; a hub that is not there is an error."""
+    root, models = system.root, Path(system.environment["LLMOS_MODELS"])
+    gguf = TinyModel(layers=1).write(root / "tiny.gguf")
+    made = import_gguf(gguf, root, "tiny", lambda done, total, what: None)
+    files = {f"cpu/{file.name}": file.read_bytes() for file in made.iterdir() if file.name != "llmos.json"}
+    hostile = {path: content.replace(b"com.microsoft", b"com.evilcorp!") for path, content in files.items()}
+    with FakeHub({**files, "tiny.gguf": gguf.read_bytes()}).running() as hub:
+        system.environment |= {"HF_ENDPOINT": hub.url, "HF_HOME": str(root / "nothing")}
+        assert ctl("model", "pull", "hf:owner/tiny").returncode == 0
+        assert ctl("model", "pull", "hf:owner/tiny/tiny.gguf", "--name", "imported").returncode == 0
+        listed = {model["name"]: model for model in json.loads(ctl("model", "ls", "-o", "json").stdout)}
+        assert {name: model["problem"] for name, model in listed.items()} == {"tiny": "", "imported": ""}
+        hub.files = hostile
+        refused = ctl("model", "pull", "hf:owner/tiny", "--name", "hostile")
+        assert (refused.returncode, "com.evilcorp!" in refused.stderr) == (2, True)
+    assert ctl("model", "pull", "hf:owner/tiny", "--name", "late").returncode == 1
+    assert sorted(path.name for path in models.iterdir() if not path.name.startswith(".")) == ["imported", "tiny"]

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import types
+import urllib.error
 from collections.abc import Iterator
+from email.message import Message
 from pathlib import Path
+from typing import ClassVar, Self
 
 import pytest
 
 from llmos.ipc.errors import Code
-from llmos.userland.models.download import ATTEMPTS, fetch
+from llmos.userland.models import download
+from llmos.userland.models.download import ATTEMPTS, Checksum, fetch, wanted_wait
 from llmos.userland.models.errors import ModelError
 from llmos.userland.models.index import Network, Settings
 from tests.unit.wheel_server import WheelServer
@@ -28,9 +33,9 @@ def server() -> Iterator[WheelServer]:
 def get(server: WheelServer, folder: Path, content: bytes = CONTENT) -> list[int]:
     """Fetch what should be `content` to `folder / a.whl`; the progress that was reported."""
     seen: list[int] = []
-    digest = hashlib.sha256(content).hexdigest()
+    checksum = Checksum("sha256", hashlib.sha256(content).hexdigest())
     url = f"{server.url}/a.whl?token=secret"
-    fetch(url, folder / "a.whl", len(content), digest, Network(DIRECT), seen.append, sleep=lambda seconds: None)
+    fetch(url, folder / "a.whl", len(content), checksum, Network(DIRECT), seen.append, sleep=lambda seconds: None)
     return seen
 
 
@@ -154,3 +159,53 @@ def test_complete_piece_needs_no_network(tmp_path: Path) -> None:
     (tmp_path / "a.whl.part").write_bytes(CONTENT)
     get(WheelServer(url="http://127.0.0.1:1"), tmp_path)
     assert (tmp_path / "a.whl").read_bytes() == CONTENT
+
+
+class Drip:
+    """A response that never ends and brings one byte in ten seconds of a clock of its own."""
+
+    status, now = 200, 0.0
+    headers: ClassVar[dict[str, str]] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        pass
+
+    def read1(self, size: int) -> bytes:
+        Drip.now += 10
+        return b"x"
+
+
+def test_a_connection_that_drips_is_given_up_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that sends next to nothing does not hold a pull for ever."""
+    monkeypatch.setattr(download, "time", types.SimpleNamespace(monotonic=lambda: Drip.now))
+    network = Network(DIRECT)
+    monkeypatch.setattr(network, "open", lambda url, headers: Drip())
+    checksum = Checksum("sha256", hashlib.sha256(CONTENT).hexdigest())
+    with pytest.raises(ModelError, match=r"stopped at .* fewer than 64 KiB") as caught:
+        fetch("http://drip/", tmp_path / "a", len(CONTENT), checksum, network, lambda done: None, lambda seconds: None)
+    assert caught.value.code is Code.UNAVAILABLE
+    assert Drip.now == ATTEMPTS * 70
+
+
+@pytest.mark.parametrize(
+    ("said", "seconds"),
+    [("7", 7), ("999999", 60), ("9" * 5000, 0), ("-1", 0), ("Wed, 21 Oct 2026 07:28:00 GMT", 0), ("", 0)],
+)
+def test_servers_may_ask_for_a_pause_but_not_a_long_one(said: str, seconds: int) -> None:
+    """`Retry-After` is heard where it is a number of seconds, up to a minute."""
+    headers = Message()
+    headers["Retry-After"] = said
+    with urllib.error.HTTPError("http://x/", 429, "slow down", headers, None) as error:
+        assert wanted_wait(error) == seconds
+
+
+def test_checksums_are_what_git_and_sha256sum_say(tmp_path: Path) -> None:
+    """The id of a git blob, and a SHA-256, of a known text."""
+    file = tmp_path / "hello"
+    file.write_bytes(b"hello\n")
+    assert Checksum("git", "ce013625030ba8dba906f756967f9e9ca394464a").matches(file)
+    assert Checksum("sha256", "5891b5b522d5df086d0ff0b110fbd9d21bb4fc7163af34d08286a2e846f6be03").matches(file)
+    assert not Checksum("git", "0" * 40).matches(file)

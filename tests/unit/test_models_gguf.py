@@ -136,10 +136,11 @@ def test_file_that_shrinks_is_refused(tmp_path: Path) -> None:
             file.read(last, 0, last.rows)
 
 
-@pytest.fixture(scope="module")
-def header_bytes(tmp_path_factory: pytest.TempPathFactory) -> tuple[bytes, int]:
+@pytest.fixture(scope="module", params=["llama", "gemma3"])
+def header_bytes(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[bytes, int]:
     """A small valid file, and where its tensors' data begins."""
-    path = TinyModel(layers=1).write(tmp_path_factory.mktemp("valid") / "tiny.gguf")
+    window = 9 if request.param == "gemma3" else 0
+    path = TinyModel(kind=request.param, window=window, layers=1).write(tmp_path_factory.mktemp("valid") / "tiny.gguf")
     with GgufFile(path) as file:
         return path.read_bytes(), min(tensor.offset for tensor in file.tensors.values())
 
@@ -179,7 +180,7 @@ def test_flipped_header_bytes_never_crash(
         ({"llama.rope.dimension_count": 32}, "'llama.rope.dimension_count'"),
         ({"llama.rope.freq_base": -1.0}, "'llama.rope.freq_base'"),
         ({"llama.rope.freq_base": float("nan")}, "'llama.rope.freq_base'"),
-        ({"llama.rope.scaling.type": "yarn"}, "'llama.rope.scaling.type': 'yarn'"),
+        ({"llama.rope.scaling.type": "longrope"}, "'llama.rope.scaling.type': 'longrope'"),
         ({"llama.expert_count": 8}, "'llama.expert_count'"),
         ({"llama.attention.sliding_window": 4096}, "'llama.attention.sliding_window'"),
         ({"llama.context_length": "long"}, "'llama.context_length'"),

@@ -171,7 +171,14 @@ def test_folder_describes_itself(tmp_path: Path) -> None:
     """The folder has its files, its template, and a description with what the file said."""
     folder = imported(TinyModel(), tmp_path)
     assert {file.name for file in folder.iterdir()} == {
-        *("model.onnx", "model.onnx.data", "genai_config.json", "tokenizer.json", "tokenizer_config.json"),
+        *(
+            "batched.onnx",
+            "model.onnx",
+            "model.onnx.data",
+            "genai_config.json",
+            "tokenizer.json",
+            "tokenizer_config.json",
+        ),
         *("chat_template.jinja", "llmos.json"),
     }
     said = description.read(folder)

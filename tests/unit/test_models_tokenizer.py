@@ -108,6 +108,23 @@ def test_space_prefix_follows_its_key() -> None:
     assert encode(pieces(words, **{"tokenizer.ggml.add_space_prefix": False}), "a") == ["a"]
 
 
+def test_user_defined_runs_are_taken_whole() -> None:
+    """As in Gemma's files: the longest run of spaces or line ends that is a token of its own comes before any piece, tags too."""
+    words = {"▁": -1.0, "▁a": -2.0, "a": -3.0, "\n": -4.0, "<": -5.0, "b": -6.0, ">": -7.0}
+    runs = ["  ", "   ", "\n\n", "<b>"]
+    made = pieces(
+        {**words, **dict.fromkeys(runs, 0.0)},
+        **{
+            "tokenizer.ggml.token_type": [2, 3, 3, *[6] * 256, *[1] * len(words), *[4] * len(runs)],
+            "tokenizer.ggml.add_space_prefix": False,
+        },
+    )
+    assert encode(made, "a a     a") == ["a", "▁a", "   ", "  ", "a"]
+    assert encode(made, "\n\n\n<b>é") == ["\n\n", "\n", "<b>", "<0xC3>", "<0xA9>"]
+    for text in ("a a     a", "\n\n\n<b>é"):
+        assert decode(made, text) == text
+
+
 def test_bos_follows_its_key() -> None:
     """A text begins with BOS where the file says so, or where its family does and the file is silent."""
     assert encode(byte_level(), "he", special=True) == ["he"]

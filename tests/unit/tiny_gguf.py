@@ -43,6 +43,7 @@ class TinyModel:
     """A model to write; change fields to make it wrong.
 
     `changes` replaces or adds metadata, a value of None takes a key away; `tensors` replaces or adds tensors likewise.
+    `exact` weights are float32 numbers that blocks of 8-bit codes hold without an error.
     """
 
     kind: str = "llama"
@@ -52,27 +53,38 @@ class TinyModel:
     heads: int = 4
     kv_heads: int = 2
     feed_forward: int = 256
+    head_size: int = 0
+    """0: the heads divide the hidden dimensions."""
     context: int = 64
+    window: int = 0
+    """Positions that a sliding layer sees."""
+    rope_base: float = 10_000.0
+    rope_divisor: float = 1.0
+    yarn_context: int = 0
+    """With YaRN, the context it stretches; 0 without."""
     tied: bool = True
     rope_factors: bool = False
+    exact: bool = False
     changes: Mapping[str, Any] = field(default_factory=dict)
     tensors: Mapping[str, NDArray[Any] | None] = field(default_factory=dict)
     seed: int = 7
 
     def __post_init__(self) -> None:
-        self.head_size = self.hidden // self.heads
+        self.head_size = self.head_size or self.hidden // self.heads
+        if self.exact:
+            self.weights = Kind.F32
         self.vocabulary = byte_level_vocabulary()
         rng = np.random.default_rng(self.seed)
         self.stored: dict[str, tuple[NDArray[Any], Kind]] = {}
         self.values: dict[str, Floats] = {}
         for name, shape in self._shapes():
             kind = self.weights if len(shape) == 2 else Kind.F32
-            stored = _random(rng, shape, kind, name)
+            stored = _exact(rng, shape) if self.exact and len(shape) == 2 else _random(rng, shape, kind, name)
             self.stored[name] = (stored, kind)
             self.values[name] = stored.astype(np.float32) if len(shape) == 1 else dequantize(stored, kind)
 
     def _shapes(self) -> list[tuple[str, tuple[int, ...]]]:
-        query, key_value = self.hidden, self.kv_heads * self.head_size
+        query, key_value = self.heads * self.head_size, self.kv_heads * self.head_size
         shapes: list[tuple[str, tuple[int, ...]]] = [
             ("token_embd.weight", (len(self.vocabulary), self.hidden)),
             ("output_norm.weight", (self.hidden,)),
@@ -88,8 +100,12 @@ class TinyModel:
                 shapes.append((f"{block}.attn_{part}.weight", (rows, self.hidden)))
                 if self.kind == "qwen2":
                     shapes.append((f"{block}.attn_{part}.bias", (rows,)))
+            if self.kind in ("qwen3", "gemma3"):
+                shapes += [(f"{block}.attn_{part}_norm.weight", (self.head_size,)) for part in "qk"]
+            if self.kind == "gemma3":
+                shapes += [(f"{block}.post_{part}_norm.weight", (self.hidden,)) for part in ("attention", "ffw")]
             shapes += [
-                (f"{block}.attn_output.weight", (self.hidden, self.hidden)),
+                (f"{block}.attn_output.weight", (self.hidden, query)),
                 (f"{block}.ffn_gate.weight", (self.feed_forward, self.hidden)),
                 (f"{block}.ffn_up.weight", (self.feed_forward, self.hidden)),
                 (f"{block}.ffn_down.weight", (self.hidden, self.feed_forward)),
@@ -107,7 +123,7 @@ class TinyModel:
             f"{self.kind}.attention.head_count": self.heads,
             f"{self.kind}.attention.head_count_kv": self.kv_heads,
             f"{self.kind}.attention.layer_norm_rms_epsilon": 1e-5,
-            f"{self.kind}.rope.freq_base": 10_000.0,
+            f"{self.kind}.rope.freq_base": self.rope_base,
             "general.name": "Tiny",
             "general.license": "apache-2.0",
             "tokenizer.ggml.model": "gpt2",
@@ -120,6 +136,15 @@ class TinyModel:
             "tokenizer.ggml.add_bos_token": False,
             "tokenizer.chat_template": "{% for m in messages %}<|im_start|>{{ m.content }}<|im_end|>{% endfor %}",
         }
+        if self.head_size != self.hidden // self.heads:
+            plain |= {f"{self.kind}.attention.{part}_length": self.head_size for part in ("key", "value")}
+        if self.window:
+            plain[f"{self.kind}.attention.sliding_window"] = self.window
+        if self.rope_divisor != 1:
+            plain[f"{self.kind}.rope.scaling.type"] = "yarn" if self.yarn_context else "linear"
+            plain[f"{self.kind}.rope.scaling.factor"] = self.rope_divisor
+        if self.yarn_context:
+            plain[f"{self.kind}.rope.scaling.original_context_length"] = self.yarn_context
         return {key: value for key, value in {**plain, **self.changes}.items() if value is not None}
 
     def write(self, path: Path) -> Path:
@@ -141,48 +166,100 @@ class TinyModel:
         return path
 
     def logits(self, tokens: list[int]) -> Floats:
-        """Every position's, [tokens, vocabulary]: the plain definition of the network, one layer after another."""
-        values, frequencies = self.values, 10_000.0 ** -(np.arange(0, self.head_size, 2) / self.head_size)
-        if self.rope_factors:
-            frequencies = frequencies / values["rope_freqs.weight"]
-        angles = np.outer(np.arange(len(tokens)), frequencies)
-        stream = values["token_embd.weight"][tokens]
+        """Every position's, [tokens, vocabulary]: the plain definition of the network, one layer after another.
+
+        Source: `modeling_llama.py`, `_qwen2`, `_qwen3`, `_gemma3`, `_smollm3` of Hugging Face's transformers; Gemma's norm
+        weights are one more there.
+        """
+        values, gemma = self.values, self.kind == "gemma3"
+        stream = values["token_embd.weight"][tokens] * (self.hidden**0.5 if gemma else 1)
         for layer in range(self.layers):
             block = f"blk.{layer}"
-            normed = _norm(stream, values[f"{block}.attn_norm.weight"])
-            query, key, value = (self._heads(normed, f"{block}.attn_{part}") for part in "qkv")
-            query, key = self._rotated(query, angles), self._rotated(key, angles)
-            shared = self.heads // self.kv_heads
-            key, value = np.repeat(key, shared, axis=0), np.repeat(value, shared, axis=0)
-            scores = query @ key.swapaxes(1, 2) / np.sqrt(self.head_size)
-            scores = np.where(np.tri(len(tokens), dtype=bool), scores, -np.inf)
-            shares = np.exp(scores - scores.max(-1, keepdims=True))
-            attended = (shares / shares.sum(-1, keepdims=True)) @ value
-            joined = attended.swapaxes(0, 1).reshape(len(tokens), self.hidden)
-            stream = stream + joined @ values[f"{block}.attn_output.weight"].T
+            branch = self._attended(layer, _norm(stream, values[f"{block}.attn_norm.weight"]))
+            stream = stream + (_norm(branch, values[f"{block}.post_attention_norm.weight"]) if gemma else branch)
             normed = _norm(stream, values[f"{block}.ffn_norm.weight"])
             gate, up = (normed @ values[f"{block}.ffn_{part}.weight"].T for part in ("gate", "up"))
-            stream = stream + (gate / (1 + np.exp(-gate)) * up) @ values[f"{block}.ffn_down.weight"].T
+            branch = ((_gelu(gate) if gemma else gate / (1 + np.exp(-gate))) * up) @ values[
+                f"{block}.ffn_down.weight"
+            ].T
+            stream = stream + (_norm(branch, values[f"{block}.post_ffw_norm.weight"]) if gemma else branch)
         head = values["token_embd.weight" if self.tied else "output.weight"]
         return _norm(stream, values["output_norm.weight"]) @ head.T
+
+    def _attended(self, layer: int, normed: Floats) -> Floats:
+        """Grouped-query attention. Gemma slides in five of six layers, SmolLM3 does not rotate in one of four."""
+        block, count = f"blk.{layer}", len(normed)
+        query, key, value = (self._heads(normed, f"{block}.attn_{part}") for part in "qkv")
+        if f"{block}.attn_q_norm.weight" in self.values:
+            query, key = (
+                _norm(heads, self.values[f"{block}.attn_{part}_norm.weight"])
+                for part, heads in (("q", query), ("k", key))
+            )
+        slides = bool(self.window) and layer % 6 != 5
+        if self.kind != "smollm3" or layer % 4 != 3:
+            query, key = (self._rotated(heads, local=slides) for heads in (query, key))
+        key, value = (np.repeat(heads, self.heads // self.kv_heads, axis=0) for heads in (key, value))
+        scores = query @ key.swapaxes(1, 2) / np.sqrt(self.head_size)
+        seen = np.tri(count, dtype=bool)
+        if slides:
+            seen &= ~np.tri(count, k=-self.window, dtype=bool)
+        scores = np.where(seen, scores, -np.inf)
+        shares = np.exp(scores - scores.max(-1, keepdims=True))
+        attended = (shares / shares.sum(-1, keepdims=True)) @ value
+        joined: Floats = attended.swapaxes(0, 1).reshape(count, -1)
+        return joined @ self.values[f"{block}.attn_output.weight"].T
 
     def _heads(self, normed: Floats, name: str) -> Floats:
         projected = normed @ self.values[f"{name}.weight"].T + self.values.get(f"{name}.bias", np.float32(0))
         return projected.reshape(len(normed), -1, self.head_size).swapaxes(0, 1)
 
-    def _rotated(self, heads: Floats, angles: NDArray[np.float64]) -> Floats:
-        """`llama` files rotate neighbours, `qwen2` files the two halves of a head."""
+    def _rotated(self, heads: Floats, *, local: bool) -> Floats:
+        """`llama` and `smollm3` files rotate neighbours, the others the two halves of a head."""
         half = self.head_size // 2
-        one, two = (slice(0, None, 2), slice(1, None, 2)) if self.kind == "llama" else (slice(half), slice(half, None))
+        frequencies, magnitude = self._frequencies(local=local)
+        angles = np.outer(np.arange(heads.shape[1]), frequencies)
+        cosines, sines = np.cos(angles) * magnitude, np.sin(angles) * magnitude
+        neighbours = self.kind in ("llama", "smollm3")
+        one, two = (slice(0, None, 2), slice(1, None, 2)) if neighbours else (slice(half), slice(half, None))
         rotated = np.empty_like(heads)
-        rotated[..., one] = heads[..., one] * np.cos(angles) - heads[..., two] * np.sin(angles)
-        rotated[..., two] = heads[..., one] * np.sin(angles) + heads[..., two] * np.cos(angles)
+        rotated[..., one] = heads[..., one] * cosines - heads[..., two] * sines
+        rotated[..., two] = heads[..., one] * sines + heads[..., two] * cosines
         return rotated
+
+    def _frequencies(self, *, local: bool) -> tuple[NDArray[np.float64], float]:
+        """And what YaRN multiplies the rotated with. Source: transformers' `modeling_rope_utils.py`."""
+        size, base = self.head_size, 10_000.0 if local else self.rope_base
+        plain = 1.0 / base ** (np.arange(0, size, 2) / size)
+        if local:
+            return plain, 1.0
+        if self.rope_factors:
+            plain = plain / self.values["rope_freqs.weight"]
+        if not self.yarn_context:
+            return plain / self.rope_divisor, 1.0
+        low, high = (
+            size * np.log(self.yarn_context / (turns * 2 * np.pi)) / (2 * np.log(self.rope_base)) for turns in (32, 1)
+        )
+        low, high = max(np.floor(low), 0), min(np.ceil(high), size - 1)
+        ramp = np.clip((np.arange(size // 2) - low) / (high - low), 0, 1)
+        return plain / self.rope_divisor * ramp + plain * (1 - ramp), 0.1 * float(np.log(self.rope_divisor)) + 1
 
 
 def _norm(stream: Floats, weight: Floats) -> Floats:
     normed: Floats = stream / np.sqrt((stream * stream).mean(-1, keepdims=True) + 1e-5) * weight
     return normed
+
+
+def _gelu(values: Floats) -> Floats:
+    gelu: Floats = 0.5 * values * (1 + np.tanh(np.sqrt(2 / np.pi) * (values + 0.044715 * values**3)))
+    return gelu
+
+
+def _exact(rng: np.random.Generator, shape: tuple[int, int]) -> Floats:
+    """Multiples of a power of two up to 127 of them, which every 32 neighbours reach: any block's scale is that power."""
+    codes = np.clip(np.rint(rng.normal(0, 40, shape)), -126, 126)
+    codes[:, ::32] = 127 * rng.choice([-1, 1], codes[:, ::32].shape)
+    weights: Floats = (codes / 1024).astype(np.float32)
+    return weights
 
 
 def _random(rng: np.random.Generator, shape: tuple[int, ...], kind: Kind, name: str) -> NDArray[Any]:
@@ -204,7 +281,7 @@ def _add(writer: gguf.GGUFWriter, key: str, value: Any) -> None:
     if isinstance(value, bool):
         writer.add_bool(key, value)
     elif isinstance(value, int):
-        writer.add_uint32(key, value)
+        (writer.add_int32 if value < 0 else writer.add_uint32)(key, value)
     elif isinstance(value, float):
         writer.add_float32(key, value)
     elif isinstance(value, str):

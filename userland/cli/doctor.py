@@ -146,6 +146,19 @@ def _models() -> Iterator[Check]:
             yield Check("ok", "models", f"{kind}: {', '.join(names)}")
         else:
             yield Check("warn", "models", f"no {kind} model in {paths.models_dir()}", f"llmosctl model pull {wanted}")
+    yield _recommended({model.name for model in models})
+
+
+def _recommended(installed: set[str]) -> Check:
+    from llmos.userland.models import catalog, recommend
+    from llmos.userland.models.install import importable
+
+    machine = recommend.this_machine()
+    found = recommend.recommended(filter(importable, catalog.entries().values()), machine)
+    if found is None:
+        return Check("warn", "models", f"none of the catalogue fits into half of {machine.memory / 1e9:.1f} GB")
+    said = f"for {machine.memory / 1e9:.1f} GB available and {machine.cores} processors: {found.name} is recommended"
+    return Check("ok", "models", said, "" if found.name in installed else f"llmosctl model pull {found.name}")
 
 
 def _system() -> Iterator[Check]:

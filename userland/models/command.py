@@ -1,7 +1,9 @@
-"""`python -m llmos.userland.models import FILE FOLDER [--name NAME]`: one import as a process of its own.
+"""`python -m llmos.userland.models import FILE FOLDER [--name NAME]`: one import as a process of its own; `check GRAPH` looks
+a graph over.
 
 Standard output is JSON lines: `{"done": bytes, "total": bytes, "what": text}` while it works, and one last line, either
-`{"ok": {"name", "folder", "seconds", "peak_rss"}}` or `{"error": {"code", "detail", "hint"?}}`. The exit status is 0 or 1.
+`{"ok": {"name", "folder", "seconds", "peak_rss"}}` (of a check `{"ok": {"external", "quantisation"}}`) or
+`{"error": {"code", "detail", "hint"?}}`. The exit status is 0 or 1.
 It reads FILE, writes below FOLDER, and needs no network: what it can reach beyond that is its starter's business.
 """
 
@@ -27,16 +29,26 @@ _EVERY = 0.1
 
 def main(arguments: list[str] | None = None) -> int:
     """Parse, import, report; the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m llmos.userland.models", description="Import a GGUF file.")
+    parser = argparse.ArgumentParser(
+        prog="python -m llmos.userland.models", description="Import a GGUF file, or look over a graph."
+    )
     verbs = parser.add_subparsers(dest="verb", required=True)
     importing = verbs.add_parser("import", help="turn FILE into the model folder FOLDER/NAME")
     importing.add_argument("file", type=Path, metavar="FILE")
     importing.add_argument("folder", type=Path, metavar="FOLDER")
     importing.add_argument("--name", help="default: after the file")
+    checking = verbs.add_parser("check", help="look over the ONNX graph in FILE")
+    checking.add_argument("file", type=Path, metavar="FILE")
     options = parser.parse_args(arguments)
     signal.signal(signal.SIGTERM, _leave)
     try:
-        _say({"ok": _import(options.file, options.folder, options.name)})
+        _say(
+            {
+                "ok": _check(options.file)
+                if options.verb == "check"
+                else _import(options.file, options.folder, options.name)
+            }
+        )
     except OpError as error:
         _say({"error": error.to_wire()})
     except OSError as error:
@@ -67,6 +79,12 @@ def _import(file: Path, folder: Path, name: str | None) -> dict[str, Any]:
         "seconds": round(time.monotonic() - started, 3),
         "peak_rss": _peak_rss(),
     }
+
+
+def _check(file: Path) -> dict[str, Any]:
+    from llmos.userland.models.graph_check import check_graph
+
+    return check_graph(file)
 
 
 def _peak_rss() -> int:

@@ -1,8 +1,9 @@
 """`llmos.json`: what a model folder says of itself.
 
 Fields: `format`, `kind` ("generator" or "embedding"), `name`, `title`, `architecture`, `parameters`, `license`, `source`
-(of an import: `sha256`, `bytes`; of a pull also `package`, `version`). A generator has `vocabulary`, `context`, `quantisation` (of
-the source), `bos`, `add_bos`, `eos` (every id that ends a turn), `pad`; an embedding model `dim`, `max_tokens`, `pooling`.
+(of an import: `sha256`, `bytes`; of a pull also `package`, `version`; of the hub `hub`, `path`, `revision`, which is a commit, `asked`,
+the revision that was named, and `bytes`). A generator has `vocabulary`, `context`, `quantisation` (of the source), `bos`, `add_bos`,
+`eos` (every id that ends a turn), `pad`; an embedding model `dim`, `max_tokens`, `pooling`.
 """
 
 from __future__ import annotations

@@ -3,7 +3,8 @@
 The graph is the one onnxruntime-genai's own builder makes, with its input and output names, and three differences: query,
 key and value are one product and so are the two halves of the feed-forward; the embedding table is quantised and, when the
 model ties it to the output, stored once; and `logits` holds the last position only ([batch, 1, vocabulary]) unless the
-input `told_positions` asks for others, because they are seldom read and cost a third of a prefill.
+input `told_positions` asks for others, because they are seldom read and cost a third of a prefill. Every layer's cache has the same
+shape: one that sees a window only keeps all positions, so that contexts can be cut, joined and moved without knowing the layers.
 
 Source: the operators, https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md.
 """
@@ -18,10 +19,11 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
-from llmos.userland.models.architecture import Architecture
+from llmos.userland.models.architecture import Architecture, Layer
 from llmos.userland.models.errors import ImportRejected
 from llmos.userland.models.gguf_file import GgufFile, Tensor
 from llmos.userland.models.packing import Layout, layout_for, pack, read_values
+from llmos.userland.models.rotary import Rotary
 from llmos.userland.models.weights import Region, WeightsFile
 
 LAST_POSITION = "last_position"
@@ -51,12 +53,16 @@ class DecoderGraph:
         self._weights = weights
         self._wrote = wrote
         self._nodes: list[onnx.NodeProto] = []
+        self._rotaries = list(dict.fromkeys(layer.rotary for layer in architecture.attention if layer.rotary))
 
     def build(self) -> onnx.ModelProto:
         """The model; its initialisers refer to the weights file."""
         shape = self._shape
         self._masks()
-        self._rotary_tables()
+        for rotary in self._rotaries:
+            self._rotary_tables(rotary)
+        if shape.family.head_norms:
+            self._head_shapes()
         table = self._table("token_embd.weight", gathered=True, multiplied=shape.tied)
         branch, stream = "", self._embed(*table)
         for layer in range(shape.layers):
@@ -104,26 +110,26 @@ class DecoderGraph:
         self._add("Gather", ["mask_shape", "one"], ["total_length_64"], axis=0)
         self._add("Cast", ["total_length_64"], ["total_length"], to=TensorProto.INT32)
 
-    def _rotary_tables(self) -> None:
-        """Cosine and sine of position times frequency, float32 [context, head_size / 2].
-
-        Source: Su et al. 2021, RoFormer, section 3.4.2; `rope_freqs` divides single frequencies (Llama 3.1's scaling).
-        """
-        shape = self._shape
-        frequencies = shape.rope_base ** -(np.arange(0, shape.head_size, 2) / shape.head_size) / shape.rope_scale
-        factors = self._file.tensors.get("rope_freqs.weight")
-        if factors is not None:
-            divisors = self._vector(factors.name)
-            if not (divisors > 0).all():
-                raise ImportRejected(f"tensor {factors.name}: a factor is not positive")
-            frequencies = frequencies / divisors
-        for name, function in (("cosines", np.cos), ("sines", np.sin)):
+    def _rotary_tables(self, rotary: Rotary) -> None:
+        """Cosine and sine of position times frequency, float32 [context, head_size / 2]."""
+        context, frequencies = self._shape.context, rotary.frequencies(self._shape.head_size)
+        if rotary.factored:
+            factors = self._vector("rope_freqs.weight")
+            if not (factors > 0).all():
+                raise ImportRejected("tensor rope_freqs.weight: a factor is not positive")
+            frequencies = frequencies / factors
+        for name, function in zip(self._rotary_names(rotary), (np.cos, np.sin), strict=True):
             row_bytes = frequencies.size * 4
-            region = self._weights.reserve(shape.context * row_bytes)
-            self._weights.refer(name, np.float32, (shape.context, frequencies.size), region)
-            for first in range(0, shape.context, _POSITIONS):
-                angles = np.outer(np.arange(first, min(first + _POSITIONS, shape.context)), frequencies)
-                self._weights.write(region, first * row_bytes, function(angles).astype(np.float32))
+            region = self._weights.reserve(context * row_bytes)
+            self._weights.refer(name, np.float32, (context, frequencies.size), region)
+            for first in range(0, context, _POSITIONS):
+                angles = np.outer(np.arange(first, min(first + _POSITIONS, context)), frequencies)
+                self._weights.write(region, first * row_bytes, (function(angles) * rotary.magnitude).astype(np.float32))
+
+    def _rotary_names(self, rotary: Rotary) -> tuple[str, str]:
+        number = self._rotaries.index(rotary)
+        suffix = f".{number}" if number else ""
+        return f"cosines{suffix}", f"sines{suffix}"
 
     def _table(self, name: str, *, gathered: bool, multiplied: bool) -> tuple[str, Layout]:
         """A vocabulary table, stored once whatever it serves for: rows to gather, or a matrix to multiply with.
@@ -140,7 +146,7 @@ class DecoderGraph:
         return name, layout
 
     def _embed(self, name: str, layout: Layout) -> str:
-        return self._contrib(
+        embedded = self._contrib(
             "GatherBlockQuantized",
             [f"{name}.rows", "input_ids", f"{name}.scales"],
             ["embedded"],
@@ -149,47 +155,91 @@ class DecoderGraph:
             gather_axis=0,
             quantize_axis=1,
         )
+        if not self._shape.family.scaled_embedding:
+            return embedded
+        self._weights.constant("embedding_scale", np.array(self._shape.hidden**0.5, np.float32))
+        return self._add("Mul", [embedded, "embedding_scale"], ["embedded.scaled"])
 
     def _layer(self, layer: int, branch: str, stream: str) -> tuple[str, str]:
         """One block. `stream` is the residual stream and `branch` what is still to be added to it."""
         shape, block = self._shape, f"blk.{layer}"
         normed, stream = self._norm(f"{block}.attn_norm", branch, stream)
+        branch = self._attend(layer, shape.attention[layer], normed)
+        if shape.family.branch_norms:
+            branch = self._plain_norm(f"{block}.post_attention_norm", branch)
+        normed, stream = self._norm(f"{block}.ffn_norm", branch, stream)
+        branch = self._feed_forward(block, normed)
+        if shape.family.branch_norms:
+            branch = self._plain_norm(f"{block}.post_ffw_norm", branch)
+        return branch, stream
+
+    def _attend(self, layer: int, how: Layer, normed: str) -> str:
+        shape, block = self._shape, f"blk.{layer}"
         bias = [f"{block}.attn_{part}.bias" for part in "qkv"] if shape.biased_attention else []
         joined = self._project(normed, f"{block}.qkv", [f"{block}.attn_{part}.weight" for part in "qkv"], bias)
+        heads = self._normed_heads(block, joined) if shape.family.head_norms else [joined, "", ""]
         cache = [f"past_key_values.{layer}.key", f"past_key_values.{layer}.value"]
+        tables = self._rotary_names(how.rotary) if how.rotary else ()
+        window = {"local_window_size": how.window} if how.window else {}
         attended = self._contrib(
             "GroupQueryAttention",
-            [joined, "", "", *cache, "last_positions", "total_length", "cosines", "sines"],
+            [*heads, *cache, "last_positions", "total_length", *tables],
             [f"{block}.attended", f"present.{layer}.key", f"present.{layer}.value"],
             num_heads=shape.heads,
             kv_num_heads=shape.kv_heads,
-            scale=shape.head_size**-0.5,
-            do_rotary=1,
+            scale=shape.attention_scale,
+            do_rotary=int(how.rotary is not None),
             rotary_interleaved=0,
+            **window,
         )
-        branch = self._project(attended, f"{block}.attn_output", [f"{block}.attn_output.weight"])
-        normed, stream = self._norm(f"{block}.ffn_norm", branch, stream)
+        return self._project(attended, f"{block}.attn_output", [f"{block}.attn_output.weight"])
+
+    def _normed_heads(self, block: str, joined: str) -> list[str]:
+        """Query, key and value apart, each query and key head normed.
+
+        GroupQueryAttention has inputs for these norms, but onnxruntime 1.32 refuses them on CPU.
+        """
+        query, key, value = f"{block}.q", f"{block}.k", f"{block}.v"
+        self._add("Split", [joined, "part_sizes"], [query, key, value], axis=-1)
+        normed = []
+        for part, norm in ((query, f"{block}.attn_q_norm"), (key, f"{block}.attn_k_norm")):
+            heads = self._add("Reshape", [part, "by_heads"], [f"{part}.heads"])
+            normed.append(self._add("Reshape", [self._plain_norm(norm, heads), "joined_heads"], [f"{part}.normed"]))
+        return [*normed, value]
+
+    def _head_shapes(self) -> None:
+        shape = self._shape
+        sizes = np.array([shape.heads, shape.kv_heads, shape.kv_heads], np.int64) * shape.head_size
+        self._weights.constant("part_sizes", sizes)
+        self._weights.constant("by_heads", np.array([0, 0, -1, shape.head_size], np.int64))
+        self._weights.constant("joined_heads", np.array([0, 0, -1], np.int64))
+
+    def _feed_forward(self, block: str, normed: str) -> str:
         both = self._project(normed, f"{block}.ffn", [f"{block}.ffn_gate.weight", f"{block}.ffn_up.weight"])
         gate, up = f"{block}.gate", f"{block}.up"
         self._add("Split", [both], [gate, up], axis=-1, num_outputs=2)
-        self._contrib("QuickGelu", [gate], [f"{gate}.silu"], alpha=1.0)  # x * sigmoid(x)
-        self._add("Mul", [f"{gate}.silu", up], [f"{block}.gated"])
-        return self._project(f"{block}.gated", f"{block}.ffn_down", [f"{block}.ffn_down.weight"]), stream
+        if self._shape.family.gelu:
+            self._contrib("FastGelu", [gate], [f"{gate}.active"])  # GELU by tanh
+        else:
+            self._contrib("QuickGelu", [gate], [f"{gate}.active"], alpha=1.0)  # x * sigmoid(x)
+        self._add("Mul", [f"{gate}.active", up], [f"{block}.gated"])
+        return self._project(f"{block}.gated", f"{block}.ffn_down", [f"{block}.ffn_down.weight"])
 
-    def _norm(self, name: str, branch: str, stream: str, *, last: bool = False) -> tuple[str, str]:
-        """RMS norm of `stream` plus `branch`, and that sum. Source: Zhang and Sennrich 2019."""
+    def _plain_norm(self, name: str, source: str) -> str:
+        """RMS norm over the last axis. Source: Zhang and Sennrich 2019."""
         weight = f"{name}.weight"
         self._weights.add(weight, self._vector(weight))
+        epsilon = self._shape.norm_epsilon
+        return self._add(
+            "SimplifiedLayerNormalization", [source, weight], [name], axis=-1, epsilon=epsilon, stash_type=1
+        )
+
+    def _norm(self, name: str, branch: str, stream: str, *, last: bool = False) -> tuple[str, str]:
+        """RMS norm of `stream` plus `branch`, and that sum."""
         if not branch:
-            normed = self._add(
-                "SimplifiedLayerNormalization",
-                [stream, weight],
-                [name],
-                axis=-1,
-                epsilon=self._shape.norm_epsilon,
-                stash_type=1,
-            )
-            return normed, stream
+            return self._plain_norm(name, stream), stream
+        weight = f"{name}.weight"
+        self._weights.add(weight, self._vector(weight))
         outputs = [name] if last else [name, "", "", f"{name}.stream"]
         self._contrib(
             "SkipSimplifiedLayerNormalization", [stream, branch, weight], outputs, epsilon=self._shape.norm_epsilon
@@ -245,9 +295,9 @@ class DecoderGraph:
     def _in_halves(self, name: str, rows: NDArray[Any]) -> NDArray[Any]:
         """Whole heads' rows in the order that rotation by halves wants.
 
-        `llama` files hold a head's rows so that neighbours rotate together: 0, 32, 1, 33, … of a 64-row head.
+        Some files hold a head's rows so that neighbours rotate together: 0, 32, 1, 33, … of a 64-row head.
         """
-        if not self._shape.interleaved_rotary or not name.endswith(
+        if not self._shape.family.interleaved_rotary or not name.endswith(
             ("attn_q.weight", "attn_k.weight", "attn_q.bias", "attn_k.bias")
         ):
             return rows
@@ -267,3 +317,12 @@ class DecoderGraph:
         """Append a node named after its first output, and return that output."""
         self._nodes.append(helper.make_node(op, inputs, outputs, name=outputs[0], domain=domain, **attributes))
         return outputs[0]
+
+
+def last_position_only(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The same network for readers that take the shape of `logits` from the graph and know no `TOLD`, as onnxruntime-genai does."""
+    plain = onnx.ModelProto()
+    plain.CopyFrom(model)
+    plain.graph.input.remove(next(value for value in plain.graph.input if value.name == TOLD))
+    plain.graph.output[0].type.tensor_type.shape.dim[1].dim_value = 1
+    return plain

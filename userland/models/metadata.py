@@ -63,6 +63,9 @@ class Metadata:
             raise ImportRejected(f"metadata key {key!r} is not an array of finite numbers")
         return value  # type: ignore[return-value]
 
+    def is_list(self, key: str) -> bool:
+        return isinstance(self._values.get(key), list)
+
     def __contains__(self, key: str) -> bool:
         return key in self._values
 

@@ -39,9 +39,19 @@ def import_in_process(
     Raises:
         ModelError: what the importer reported, with its code and hint; PEER_DIED when it ended without a word.
     """
-    file, parent = file.absolute(), parent.absolute()
-    command = [sys.executable, "-m", "llmos.userland.models", "import", str(file), str(parent), "--name", name]
-    process = start(command, file, parent)
+    return _run(["import", str(file.absolute()), str(parent.absolute()), "--name", name], file, parent, progress, start)
+
+
+def check_in_process(file: Path, scratch: Path, start: Start = start_plainly) -> dict[str, Any]:
+    """What `graph_check.check_graph` finds in a stranger's graph, looked over in a process that may write below `scratch`.
+
+    Raises `ModelError` as `import_in_process` does.
+    """
+    return _run(["check", str(file.absolute())], file, scratch, _untold, start)
+
+
+def _run(arguments: list[str], file: Path, folder: Path, progress: Progress, start: Start) -> dict[str, Any]:
+    process = start([sys.executable, "-m", "llmos.userland.models", *arguments], file.absolute(), folder.absolute())
     last: dict[str, Any] = {}
     try:
         for line in process.stdout or ():
@@ -64,6 +74,10 @@ def import_in_process(
         f"the importer ended with status {status} and left nothing",
         "the file may be hostile, or the machine out of memory",
     )
+
+
+def _untold(what: str, done: int, total: int) -> None:
+    """Of what takes no time, no progress."""
 
 
 def _message(line: bytes) -> dict[str, Any]:

@@ -122,6 +122,9 @@ def _described(folder: Path) -> Model:
 def _source(said: Any) -> str:
     if not isinstance(said, dict):
         return ""
+    if "hub" in said:
+        path = f"/{said['path']}" if said.get("path") else ""
+        return f"hf:{said['hub']}{path}@{str(said.get('revision', ''))[:12]}"
     if "package" in said:
         return f"{said['package']} {said.get('version', '')}".strip()
     return f"file, sha256 {str(said.get('sha256', ''))[:16]}…"
