@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import os
 import random
 import shutil
@@ -15,6 +16,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from llmos.ipc.errors import Code, OpError
 from llmos.kernel.core import limits
 from llmos.kernel.core.model import Model, load_model
 from llmos.kernel.core.passage import next_slice
@@ -95,12 +97,19 @@ def every_row_is_given_back(request: pytest.FixtureRequest) -> Iterator[None]:
         assert not left
 
 
+def seated_in(model: Model, room: int) -> Any:
+    row = model.engine.seat(room)
+    assert row is not None
+    return row
+
+
 def read(model: Model, row: Any, tokens: Sequence[int], limit: int = 128) -> Logits:
     """Read what the row does not hold of a prompt; the logits after it."""
     while len(row.tokens) < len(tokens):
         count = next_slice(len(tokens) - len(row.tokens), limit)
         logits = model.engine.extend(row, tokens[len(row.tokens) : len(row.tokens) + count])
-    return logits[-1]
+    last: Logits = logits[-1]
+    return last
 
 
 def alone(model: Model, tokens: Sequence[int], count: int) -> list[Logits]:
@@ -125,7 +134,8 @@ def test_company_changes_no_bit(model: Model, seed: int) -> None:
     are those it has alone, and so is its text."""
     chance, texts, length = random.Random(seed), prompts(model, 9), 12
     expected = [alone(model, text, length) for text in texts]
-    waiting, seated, sizes = list(range(9)), {}, set()
+    waiting, sizes = list(range(9)), set()
+    seated: dict[int, tuple[Any, list[Logits]]] = {}
     chance.shuffle(waiting)
     while waiting or seated:
         if waiting and (not seated or chance.random() < 0.5):
@@ -167,7 +177,7 @@ def test_even_cuts_change_no_bit(model: Model) -> None:
     tokens = (model.tokenizer.encode(STORIES[0]) * 20)[:151]
     chance, results = random.Random(3), set()
     for cuts in ([200], [128], [2], [34, 8], [chance.randrange(2, 90) for _ in range(40)]):
-        row, limits_ = model.engine.seat(160), itertools.cycle(cuts)
+        row, limits_ = seated_in(model, 160), itertools.cycle(cuts)
         while len(row.tokens) < len(tokens):
             count = next_slice(len(tokens) - len(row.tokens), next(limits_))
             logits = model.engine.extend(row, tokens[len(row.tokens) : len(row.tokens) + count])
@@ -308,7 +318,7 @@ def test_a_longer_text_makes_room_under_live_rows(tmp_path: Path, monkeypatch: p
     model = load_model(FOLDER, "cpu")
     text = prompts(model, 5)[4]
     expected = alone(model, text, 6)
-    row = model.engine.seat(len(text) + 6)
+    row = seated_in(model, len(text) + 6)
     steps, rows = [read(model, row, text)], [row]
     for room in (0, 300, 0, 2000, 0):
         if room:
@@ -323,8 +333,8 @@ def test_a_full_row_beside_a_ghost(model: Model, monkeypatch: pytest.MonkeyPatch
     """A row that has used all of its room may sit where a ghost writes: it, its neighbour and the ghost's partner are whole."""
     text = prompts(model, 4)[3]
     partner = model.engine.seat(len(text) + 3)
-    full = model.engine.seat(model.engine._room - 1)  # type: ignore[attr-defined]
-    after = model.engine.seat(8)
+    full = seated_in(model, model.engine._room - 1)  # type: ignore[attr-defined]
+    after = seated_in(model, 8)
     read(model, after, [5, 6])
     room = model.engine._room  # type: ignore[attr-defined]
     full.tokens += [3] * (room - 1)
@@ -355,6 +365,64 @@ def test_a_row_gives_its_memory_back(model: Model) -> None:
     for row in (rows[0], rows[2], rows[1], rows[3]):
         model.engine.leave(row)
     assert resident() - before < 0.1 * grown
+
+
+def name_no_shape(graph: Any) -> None:
+    """Logits of which the file does not say what they are like."""
+    next(output for output in graph.output if output.name == "logits").type.tensor_type.ClearField("shape")
+
+
+def claim_a_scalar(graph: Any) -> None:
+    shape = next(output for output in graph.output if output.name == "logits").type.tensor_type.shape
+    del shape.dim[:]
+
+
+def claim_a_huge_vocabulary(graph: Any) -> None:
+    shape = next(output for output in graph.output if output.name == "logits").type.tensor_type.shape
+    shape.dim[2].dim_value = 1 << 50
+
+
+def flatten_the_cache(graph: Any) -> None:
+    for node in graph.input:
+        if node.name.startswith("past"):
+            del node.type.tensor_type.shape.dim[2:]
+
+
+def lose_the_cache(graph: Any) -> None:
+    for output in [output for output in graph.output if output.name != "logits"]:
+        graph.output.remove(output)
+
+
+def refusal(folder: Path) -> OpError | None:
+    """What a folder is refused with, None when it loads and gives text."""
+    try:
+        loaded = load_model(folder, "cpu")
+    except OpError as error:
+        return error
+    assert passage(loaded, STORIES[4], max_tokens=4)[1].finish == "length"
+    return None
+
+
+@pytest.mark.parametrize(
+    "change", [name_no_shape, claim_a_scalar, claim_a_huge_vocabulary, flatten_the_cache, lose_the_cache]
+)
+def test_a_graph_that_lies_is_refused_or_works(tmp_path: Path, change: Any) -> None:
+    """Whatever a file says of its shapes: it loads and gives text, or is refused by name; nothing else is raised."""
+    error = refusal(variant(tmp_path / "m", change))
+    assert error is None or (error.code is Code.INVALID_ARGUMENT and str(tmp_path) in error.detail)
+
+
+@pytest.mark.parametrize("value", [0, -1, "x", None, [2], 1 << 70])
+@pytest.mark.parametrize("name", ["num_hidden_layers", "head_size", "context_length", "vocab_size"])
+def test_a_description_that_lies_is_refused_or_works(tmp_path: Path, name: str, value: Any) -> None:
+    """The same of the numbers in `genai_config.json`."""
+    folder = variant(tmp_path / "m", lambda _: None)
+    config = json.loads((folder / "genai_config.json").read_text())
+    (config["model"]["decoder"] if name in config["model"]["decoder"] else config["model"])[name] = value
+    (folder / "genai_config.json").unlink()
+    (folder / "genai_config.json").write_text(json.dumps(config))
+    error = refusal(folder)
+    assert error is None or error.code in (Code.INVALID_ARGUMENT, Code.BUSY)
 
 
 # -- GenAI

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -48,7 +49,7 @@ def test_the_middle_is_paged_out(desk: Desk) -> None:
     desk.job(1, context=1, messages=[system, *talk(*turns)], max_tokens=0)
     desk.finish(1)
     first = desk.job(2, context=1, messages=talk("the last"), max_tokens=200)
-    said = []
+    said: list[dict[str, Any]] = []
     while not said:
         said = [message for message in desk.run([2, 5000], [2, 5000])["said"] if message["op"] == "admitted"]
     assert said[0]["prompt_tokens"] != first["prompt_tokens"]

@@ -159,7 +159,7 @@ class Attack(RuleBasedStateMachine):
             name: CountingEngine(rows=6, portable=self.portable, looks_back=self.portable) for name in ("one", "two")
         }
         engines["two"].successor = {ord("z"): EOS}
-        limits = {"spill_dir": str(self.folder), "spill_bytes": 500 * KV_BYTES} if spill else {}
+        limits: dict[str, Any] = {"spill_dir": str(self.folder), "spill_bytes": 500 * KV_BYTES} if spill else {}
         self.desk = Desk(self.folder, engines, kv_bytes=self.kv_bytes, **limits)
         for model in self.desk.loop._models.values():
             if self.portable:
