@@ -60,7 +60,8 @@ class PrefixCache:
     def read(self, label: str, tokens: Sequence[int], start: int, stop: int) -> Iterator[tuple[int, KV]]:
         """The keys and values of `tokens[start:stop]`, all of them known, as (count, array) in order.
 
-        What is in a file is read from there, and in memory again. Raises `OSError` when the file fails: it is forgotten then.
+        What is in a file is read from there, and in memory again. Raises `OSError` when the file fails: it is forgotten then,
+        with all that comes after it.
         """
         at = 0
         for node, count in list(self._path(label, tokens[:stop])):
@@ -72,7 +73,10 @@ class PrefixCache:
             at += count
 
     def insert(self, label: str, tokens: Sequence[int], row: KV) -> None:
-        """Remember a text's keys and values, of which `row` holds all; only what is not known yet is copied."""
+        """Remember a text's keys and values, of which `row` holds all; only what is not known yet is copied.
+
+        Raises `OSError` where there is no memory for it, or the file fails in which it lies in part.
+        """
         node, at = self._roots.setdefault(label, Node(None, [], None)), 0
         for found, count in list(self._path(label, tokens)):
             at += count
@@ -86,7 +90,7 @@ class PrefixCache:
             self._touch(child, len(tokens))
 
     def adopt(self, source: str, target: str, tokens: Sequence[int]) -> None:
-        """Make what is known of a text under one label known under another; the caller vouches that it may be."""
+        """Make what is known of a text under one label known under another; the caller vouches that it may be. Raises `OSError`."""
         known = self.match(source, tokens)
         if known > self.match(target, tokens):
             parts = [kv for _, kv in self.read(source, tokens, 0, known)]
@@ -101,6 +105,7 @@ class PrefixCache:
                     break
                 self._floor = max(self._floor, node.worth)
                 self._evict(node)
+        self._roots = {label: root for label, root in self._roots.items() if root.children}
 
     def clear(self, label: str | None = None) -> None:
         """Forget all that was read, or all of one label."""
@@ -127,10 +132,10 @@ class PrefixCache:
         kv = self._resident(node)
         parent = node.parent
         assert parent is not None  # noqa: S101 -- a root has no tokens
-        upper = Node(parent, node.tokens[:count], _own(kv[:, :, :count]))
+        upper, lower = Node(parent, node.tokens[:count], _own(kv[:, :, :count])), _own(kv[:, :, count:])
         upper.worth = node.worth
         parent.children[upper.tokens[0]] = upper
-        node.tokens, node.kv, node.parent = node.tokens[count:], _own(kv[:, :, count:]), upper
+        node.tokens, node.kv, node.parent = node.tokens[count:], lower, upper
         upper.children[node.tokens[0]] = node
         return upper
 
@@ -139,9 +144,9 @@ class PrefixCache:
         if isinstance(node.kv, Spilled):
             try:
                 kv = _own(node.kv.read())
-            except OSError:
+            except (OSError, MemoryError) as error:
                 self._forget(node)
-                raise
+                raise OSError("what was put into a file does not come back") from error
             self._release(node)
             node.kv = kv
             self.bytes += kv.nbytes

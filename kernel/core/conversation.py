@@ -55,6 +55,11 @@ class Conversation:
         self.messages += request.messages or ()
         self.text += request.prompt or ""
 
+    def become(self, other: Conversation) -> None:
+        """Go on as `other`, a fork of this one that a job has come to the end of."""
+        self.messages, self.text, self.summary = other.messages, other.text, other.summary
+        self.label, self.tokens = other.label, other.tokens
+
     def answered(self, text: str) -> None:
         """Append what the model said."""
         if self.messages:
@@ -75,12 +80,25 @@ class Conversation:
                 messages.insert(0, Message("system", told))
         return model.encode_messages(messages)
 
+    def least(self, model: Model) -> int:
+        """How many tokens there are at least, whatever is paged out. Raises `OpError(INVALID_ARGUMENT)`."""
+        if not self.messages:
+            return 0
+        start = self._opening()
+        return len(
+            model.encode_messages([*self.messages[:start], *self.messages[max(start, len(self.messages) - 1) :]])
+        )
+
     def page(self, model: Model, room: int) -> Paging | None:
         """How to bring it down to about half of `room` tokens; None when what must stay is too long already."""
         return self._page_turns(model, room // 2) if self.messages else self._page_text(model, room // 2)
 
+    def _opening(self) -> int:
+        """How many messages of the system's there are before the first of anybody else."""
+        return next((at for at, said in enumerate(self.messages) if said.role != "system"), len(self.messages))
+
     def _page_turns(self, model: Model, kept: int) -> Paging | None:
-        start = next((at for at, said in enumerate(self.messages) if said.role != "system"), len(self.messages))
+        start = self._opening()
         stop, left = len(self.messages), kept - sum(model.length(said.content) for said in self.messages[:start])
         while stop > start + 1 and (left := left - model.length(self.messages[stop - 1].content) - 8) > 0:
             stop -= 1
@@ -111,11 +129,15 @@ class Paging:
     def request(self, job: int, model: Model, room: int) -> Request:
         """The inference that summarises them."""
         said = f"{_BEFORE}{self.conversation.summary}\n{self.middle}" if self.conversation.summary else self.middle
-        characters = int(len(said) * min(1.0, (room - limits.SUMMARY_TOKENS - 128) / max(model.length(said), 1)))
-        if characters < len(said):  # its beginning and its end say most
-            said = said[: characters // 2] + "\n…\n" + said[-(characters // 2) :]
-        messages = [Message("user", f"{_TASK}\n\n<conversation>\n{said}\n</conversation>")]
-        return Request(job=job, messages=messages, max_tokens=min(limits.SUMMARY_TOKENS, room // 8))
+        tokens, left = min(limits.SUMMARY_TOKENS, room // 8), len(said)
+        while True:
+            told = said if left == len(said) else _ends(said, left)
+            messages = [Message("user", f"{_TASK}\n\n<conversation>\n{told}\n</conversation>")]
+            excess = len(model.encode_messages(messages)) + tokens - room
+            if excess <= 0 or not left:
+                return Request(job=job, messages=messages, max_tokens=tokens)
+            # Some characters take more tokens than others, so what seems enough may not be.
+            left = max(left - excess * left // max(model.length(told), 1) - 4, 0)
 
     def done(self, summary: str) -> None:
         """Put the summary in their place."""
@@ -123,3 +145,9 @@ class Paging:
         kept.messages, kept.text, kept.summary = self.rest.messages, self.rest.text, self.rest.summary
         if not kept.messages and kept.summary:
             kept.text = kept.text.replace("\n…\n", f"\n[{_BEFORE}{kept.summary}]\n", 1)
+
+
+def _ends(text: str, characters: int) -> str:
+    """The beginning and the end of a text, which say most, with so many characters of it in all."""
+    half = characters // 2
+    return text[:half] + "\n…\n" + text[len(text) - half :]

@@ -62,10 +62,11 @@ class Generation:
         request: what was asked for.
         name: of the model.
         model: the loaded model.
-        conversation: what the answer belongs to, to which the request's own words are added; None for a prompt by itself.
+        conversation: what the request's words and the answer belong to, once there is one: a job that is cancelled or fails
+            leaves it as it was. None for a prompt by itself.
 
     Raises:
-        OpError: INVALID_ARGUMENT (the template or the grammar), TOO_LARGE (over the window).
+        OpError: INVALID_ARGUMENT (the template, the grammar, turns in a raw text), TOO_LARGE (over the window).
     """
 
     def __init__(
@@ -81,21 +82,16 @@ class Generation:
         self.prefill = self.cached = self.decode = self.forced = 0
         self._request, self._model, self._clock = request, model, clock
         self.conversation = conversation
+        self._draft = None
+        if conversation is not None:
+            self._draft = conversation.fork()
+            self._draft.add(request)
         self._paging: Paging | None = None
         self._paged = False
-        self._produced = self._told = 0
+        self._produced = self._told = self._settled = 0
         self._text: list[str] = []
         self._due = 0.0
-        before = None
-        if conversation is not None:
-            before = conversation.fork()
-            conversation.add(request)
-        try:
-            self.passage = self._first()
-        except OpError:
-            if conversation is not None and before is not None:  # a job that is refused has said nothing
-                conversation.messages, conversation.text = before.messages, before.text
-            raise
+        self.passage = self._first()
 
     @property
     def prompt_tokens(self) -> int:
@@ -140,7 +136,7 @@ class Generation:
         self.prefill += prefill
         self.cached += cached
         if not self.reading:
-            self._settle(len(self.passage.output))
+            self._settle()
 
     def feed(self) -> list[int]:
         """What the next run feeds: the tokens decided on, and those drafted behind them."""
@@ -148,9 +144,8 @@ class Generation:
 
     def take(self, logits: Any) -> None:
         """Go on from the logits after the last of what was fed, and after each of the drafts. Raises `OpError`."""
-        before = len(self.passage.output)
         self.passage.take(logits)
-        self._settle(len(self.passage.output) - before)
+        self._settle()
 
     def chunk(self, *, last: bool) -> dict[str, Any] | None:
         now = self._clock()
@@ -169,21 +164,22 @@ class Generation:
 
     def close(self) -> None:
         """It has ended of itself: its conversation goes on with what was said."""
-        if self.conversation is not None:
-            self.conversation.tokens, self.conversation.label = self.passage.text, self.label
+        if self.conversation is not None and self._draft is not None:
+            self._draft.tokens, self._draft.label = self.passage.text, self.label
             if self._request.max_tokens:
-                self.conversation.answered("".join(self._text))
+                self._draft.answered("".join(self._text))
+            self.conversation.become(self._draft)
 
     def _first(self) -> Passage:
         """The passage to begin with. Raises `OpError`."""
         window = self._model.info.context
-        if self.conversation is None:
+        if self._draft is None:
             prompt = self._model.encode(self._request)
         else:
-            prompt = self.conversation.encode(self._model)
+            prompt = self._draft.encode(self._model)
             wanted = min(self._request.max_tokens, window // limits.ANSWER_SHARE)
             if len(prompt) + wanted >= window:
-                self._paging = self.conversation.page(self._model, window - wanted)
+                prompt = self._make_fit(self._draft, prompt, window, wanted)
         if self._paging is not None:
             summary = self._paging.request(self.job, self._model, window)
             return Passage(summary, self._model.encode(summary), self._model, self.label)
@@ -193,12 +189,23 @@ class Generation:
                 f"the prompt has {len(prompt)} tokens, the model's window is {window}",
                 "shorten the prompt or load a model with a larger window",
             )
-        if self.conversation is not None and self.conversation.label != self.label:
-            self._model.seats.adopt(self.conversation.label, self.label, self.conversation.tokens)
+        if self._draft is not None and self._draft.label != self.label:
+            self._model.seats.adopt(self._draft.label, self.label, self._draft.tokens)
         return Passage(self._request, prompt, self._model, self.label)
 
-    def _settle(self, produced: int) -> None:
+    def _make_fit(self, draft: Conversation, prompt: list[int], window: int, wanted: int) -> list[int]:
+        """Begin to page, where that helps; the prompt as it is without. Raises `OpError(INVALID_ARGUMENT)`."""
+        if draft.least(self._model) < window:
+            self._paging = draft.page(self._model, window - wanted)
+            if self._paging is None and len(prompt) >= window and draft.summary:
+                draft.summary = ""  # what is said now counts more
+                return draft.encode(self._model)
+        return prompt
+
+    def _settle(self) -> None:
         """The passage has taken tokens, or is done."""
+        produced = len(self.passage.output) - self._settled
+        self._settled += produced
         self.decode += produced
         self.forced += self.passage.forced
         self.passage.forced = 0
@@ -210,7 +217,8 @@ class Generation:
             return
         self._paging.done(self.passage.stream.take())
         self.passage.leave()
-        self._paging, self._paged, self._produced = None, True, 0
+        self._paging, self._paged = None, True
+        self._produced = self._settled = 0
         self.passage = self._first()
 
 

@@ -45,6 +45,9 @@ KV_SLACK = 0.03
 GENAI_ROWS = 12
 """The same for GenAI, which works on one after the other; `KEPT_ROWS` of them may be idle."""
 
+KEPT_ROOM = 512
+"""Tokens that such a row has room for at least; above that, the next power of two."""
+
 KEPT_ROWS = 4
 """Rows kept after their jobs by an engine that cannot copy them."""
 

@@ -118,23 +118,28 @@ class Loop:
             # Imports the runtime, which a core without a model need not.
             from llmos.kernel.core.embedder import Embedder
 
-            embedder = self._models[name] = Embedder(Path(message["folder"]))
+            embedder = Embedder(Path(message["folder"]))
+            loaded: Model | Embedder = embedder
             info: Message = {"dim": embedder.dim}
         else:
-            model = self._load_model(Path(message["folder"]), message["provider"], self._memory)
-            self._models[name], info, warnings = model, asdict(model.info), model.warnings
+            loaded = model = self._load_model(Path(message["folder"]), message["provider"], self._memory)
+            info, warnings = asdict(model.info), model.warnings
+        self._drop(name)  # one that it takes the place of
+        self._models[name] = loaded
         took = round((time.monotonic() - started) * 1000)
         self._pipe.send({"op": "ready", "model": name, "info": info, "load_ms": took, "warnings": list(warnings)})
 
     def _unload(self, message: Message) -> None:
-        name = message["model"]
+        self._drop(message["model"])
+        self._pipe.send({"op": "unloaded", "model": message["model"]})
+
+    def _drop(self, name: str) -> None:
         for job in [job for job in self._jobs.values() if job.model == name]:
             self._end_cancelled(job)
         self._contexts = {number: kept for number, kept in self._contexts.items() if kept[0] != name}
         model = self._models.pop(name, None)
         if isinstance(model, Model):
             self._memory.part(model.seats)
-        self._pipe.send({"op": "unloaded", "model": name})
 
     def _model(self, name: str) -> Model:
         model = self._models.get(name)
@@ -207,7 +212,8 @@ class Loop:
             self._end_cancelled(job)
 
     def _end_cancelled(self, job: Generation | Embedding) -> None:
-        job.finish = "cancelled"
+        if job.finish is None:  # else it has ended in this turn, and its last message is on the way
+            job.finish = "cancelled"
         if self._turn is None or job not in self._turn:  # else the turn's end sees to it
             self._release(job)
 
@@ -241,6 +247,7 @@ class Loop:
                 if job.finish in ("stop", "eos", "length"):
                     job.close()
                 self._release(job)
+        self._memory.make_room(0)  # rows have grown
         self._pipe.send({"op": "ran", "turn": message["turn"], **turn.report(), "kv": self._memory.usage()})
 
     def _grant(self, grant: list[int] | None) -> tuple[Generation | Embedding, int] | None:

@@ -87,6 +87,11 @@ def _engine(folder: Path, filename: str, provider: str, window: int) -> Engine[A
         except Unfit as reason:
             why = f"the batched engine does not know this graph: {reason}"
             provider = "cpu"
+        except OpError:
+            raise
+        except Exception as error:
+            detail = f"the model in {folder} does not load: {type(error).__name__} {str(error)[:300]}"
+            raise OpError(Code.INVALID_ARGUMENT, detail, _AGAIN) from error
     from llmos.kernel.core.genai import GenaiEngine
 
     return GenaiEngine(folder, provider, window, why)
@@ -101,16 +106,20 @@ def _describe(folder: Path, provider: str) -> tuple[ModelInfo, str]:
         filename = str(decoder["filename"])
         if Path(filename).name != filename:
             raise ValueError("its graph lies outside of the folder")
+        vocab, context = int(config["vocab_size"]), int(config["context_length"])
+        layers, heads, size = (int(decoder[name]) for name in ("num_hidden_layers", "num_key_value_heads", "head_size"))
+        if min(vocab, context, layers, heads, size) < 1:
+            raise ValueError("one of its sizes is not positive")
         info = ModelInfo(
             name=described.get("name", folder.name),
             architecture=described.get("architecture", config["type"]),
             parameters=described.get("parameters"),
-            vocab=int(config["vocab_size"]),
-            context=int(config["context_length"]),
+            vocab=vocab,
+            context=context,
             provider=provider,
             bos=config.get("bos_token_id"),
             eos=tuple(eos) if isinstance(eos, list) and eos else (int(eos),),
-            kv_bytes=2 * 4 * decoder["num_hidden_layers"] * decoder["num_key_value_heads"] * decoder["head_size"],
+            kv_bytes=2 * 4 * layers * heads * size,
             chat=False,
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:

@@ -78,6 +78,8 @@ class Passage:
 
     def read(self, budget: int) -> tuple[int, int]:
         """Read on, up to about `budget` tokens; how many were, and how many more were known already. Raises `OpError`."""
+        if self.finish is not None:  # the grammar left nothing to decide
+            return 0, 0
         text = self.text[: len(self.prompt) + len(self.output) - self._pending]
         cached = self._sit(text)
         row = self.row
@@ -149,7 +151,7 @@ class Passage:
 
     def _force(self, tokens: list[int]) -> None:
         """What the text must begin with is read together with the prompt."""
-        self._append(tokens[: self.max_tokens])
+        self._append(tokens)
         self.forced += self._pending
         self._pending = 0
 
@@ -173,9 +175,10 @@ class Passage:
             forced = self._grammar.advance(token, skip=self._skips)
             self.forced += len(forced)
             tokens += forced
-        self._append(tokens[: self._left()])
+        self._append(tokens)
 
-    def _append(self, tokens: list[int]) -> None:
+    def _append(self, decided: list[int]) -> None:
+        tokens = decided[: self._left()]
         for token in tokens:
             self.stream.push(self._model.tokenizer.bytes_of(token))
         self._sampler.see(tokens)
@@ -183,7 +186,8 @@ class Passage:
         self._pending = len(tokens)
         if self._lookup is not None:
             self._lookup.add(tokens)
-        if self.stream.stopped or (self._grammar is not None and self._grammar.complete):
+        matched = self._grammar is not None and self._grammar.complete and len(tokens) == len(decided)
+        if self.stream.stopped or matched:
             self._end("stop")
         elif len(self.output) >= self.max_tokens:
             self._end("length")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -54,7 +55,9 @@ class Memory:
         self._members.append(seats)
 
     def part(self, seats: Seats) -> None:
-        """A model has gone; what it held goes with it."""
+        """A model has gone; what it held goes with it, files too."""
+        if isinstance(seats, CachedSeats):
+            seats.cache.clear()
         self._members = [member for member in self._members if member is not seats]
 
     def make_room(self, nbytes: int) -> None:
@@ -110,14 +113,15 @@ class CachedSeats:
         if known <= held:
             return 0
         self._memory.make_room((known - held) * self.cache.kv_bytes)
-        known = self.cache.match(label, tokens)  # some of it may have had to go
+        known = self._even(label, tokens)  # some of it may have had to go
         try:
             at = held
             for count, kv in self.cache.read(label, tokens, held, known):
                 self._engine.put(row, tokens[at : at + count], kv)
                 at += count
         except OSError:  # a file that fails is as good as never written
-            pass
+            self._engine.cut(row, max(held, len(row.tokens) & ~1))
+        self._memory.make_room(0)
         self.cache.hits += len(row.tokens) - held
         return len(row.tokens) - held
 
@@ -125,7 +129,9 @@ class CachedSeats:
         fresh = len(row.tokens) - self.cache.match(label, row.tokens)
         if fresh > 0:
             self._memory.make_room(fresh * self.cache.kv_bytes)
-            self.cache.insert(label, row.tokens, self._engine.take(row, 0, len(row.tokens)))
+            with contextlib.suppress(OSError):  # no memory, or a file that fails: it is read again when it is wanted
+                self.cache.insert(label, row.tokens, self._engine.take(row, 0, len(row.tokens)))
+            self._memory.make_room(0)  # the beginning of this text may have had to go, and was copied again
 
     def leave(self, row: Row, label: str) -> None:
         self._rows.remove(row)
@@ -138,7 +144,14 @@ class CachedSeats:
             self.cache.read_s += (seconds / tokens - self.cache.read_s) * limits.READ_LEARNS
 
     def adopt(self, source: str, target: str, tokens: Sequence[int]) -> None:
-        self.cache.adopt(source, target, tokens)
+        with contextlib.suppress(OSError):  # a file that fails: it is read again
+            self.cache.adopt(source, target, tokens)
+        self._memory.make_room(0)
+
+    def _even(self, label: str, tokens: Sequence[int]) -> int:
+        """How much of a text is known, but for all of it an even number: what is read begins at an even place."""
+        known = self.cache.match(label, tokens)
+        return known if known == len(tokens) else known & ~1
 
 
 class KeptSeats:
@@ -151,6 +164,9 @@ class KeptSeats:
         self._rooms: dict[int, int] = {}
 
     def seat(self, label: str, tokens: Sequence[int], room: int) -> Row | None:
+        room = (
+            1 << max(room - 1, limits.KEPT_ROOM - 1).bit_length()
+        )  # so that the next turn of this text finds place too
         fitting = [kept for kept in self._kept if kept[0] == label and kept[2] >= room]
         best = max(fitting, key=lambda kept: shared_length(kept[1].tokens, tokens), default=None)
         shared = 0 if best is None else shared_length(best[1].tokens, tokens[:-2]) & ~1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import tempfile
 import time
@@ -26,7 +27,7 @@ class Spilled:
         self.nbytes = nbytes
 
     def read(self) -> KV:
-        """The array. Raises `OSError`."""
+        """The array. Raises `OSError`, `MemoryError`."""
         kv = np.empty(self._shape, np.float32)
         view, at = kv.data.cast("B"), 0
         started = time.monotonic()
@@ -40,8 +41,9 @@ class Spilled:
 
     def close(self) -> None:
         """Give its room back."""
-        os.close(self._descriptor)
         self._spill.used -= self.nbytes
+        with contextlib.suppress(OSError):  # a disk that fails now has nothing left that matters
+            os.close(self._descriptor)
 
 
 class Spill:

@@ -92,9 +92,8 @@ class Turn:
         together = [(job, tokens[0]) for job, tokens in fed if len(tokens) == 1]
         engine = jobs[0].engine
         if together:
-            rows, tokens = [_row(job) for job, _ in together], [token for _, token in together]
             try:
-                logits = engine.step(rows, tokens)
+                logits = engine.step([_row(job) for job, _ in together], [token for _, token in together])
             except OpError as error:
                 for job, _ in together:
                     self._fail(job, error)
