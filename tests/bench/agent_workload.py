@@ -3,15 +3,17 @@
 `python -m tests.bench.agent_workload [--gguf FILE] [--agents 1 4 16] [--rounds 3] [--quick]`; see README.md beside this file.
 
 N agents start at once. Each takes four steps of ReAct: it sends the conversation so far (a prefix of 1,000 tokens that all agents
-share, its task, its own calls and what the tools said), gets a tool call under a JSON Schema, and appends what the tool returns. A person
-asks a short question every few seconds and gets 8 tokens; llmos is told that this one is interactive and the agents are in the
-background, llama-server has no such word. Same GGUF, same threads, greedy; both sides alternate, each run with a prefix that nobody
-has seen before.
+share, its task, its own calls and what the tools said), gets a tool call under a JSON Schema (llama-server: the same language as a
+grammar), and appends what the tool returns. A person asks a short question every few seconds and gets 8 tokens; llmos is told that
+this one is interactive and the agents are in the background, llama-server has no such word. Same GGUF, same threads, greedy; both
+sides alternate, each run with a prefix that nobody has seen before.
 
 A *wait* is the time from sending a request to its first piece of text. Ratios are llmos / llama-server, the median over rounds:
 below 1, llmos is better. Tokens are what each side says it produced: `tokens_ratio` must be near 1, or the two did not do the same.
 
-{SETTINGS}
+llama-server has a slot for each agent and one for the probe, each with a KV cache of its own, and every caller names its slot: so nobody
+queues, every conversation stays cached, and its threads sleep while they wait for each other, because on the same processors the
+clients run too. What else it can be told, `--tune` shows; put first in `settings` what does best on the machine at hand.
 """
 
 from __future__ import annotations
@@ -25,9 +27,9 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from llmos.ipc.connection import Connection
 from llmos.kernel.core import runtime
@@ -35,7 +37,7 @@ from tests.bench import agent_task
 from tests.bench.answer import Answer
 from tests.bench.figures import percentile, report
 from tests.bench.live import booted
-from tests.bench.llama_server import Server, Slots, running
+from tests.bench.llama_server import Server, Setting, running
 from tests.bench.reference import GGUFS, NAME, Missing, installed, program
 
 AGENTS, STEPS, ROUNDS = (1, 4, 16), 4, 3
@@ -48,8 +50,8 @@ ANSWER_S = 1800.0
 """Seconds a request may take; the longest deadline that a call may have."""
 
 Messages = Sequence[Mapping[str, str]]
-Ask = Callable[[Messages, Mapping[str, Any] | None, int], Answer]
-"""Messages, a schema or None, and the most tokens to produce."""
+Ask = Callable[[Messages, bool, int], Answer]
+"""Messages, whether the answer is to be a tool call, and the most tokens to produce."""
 
 
 class Side(Protocol):
@@ -73,12 +75,12 @@ class Llmos:
     def caller(self, number: int, *, urgent: bool) -> Iterator[Ask]:
         job_class = "interactive" if urgent else "background"
 
-        def ask(messages: Messages, schema: Mapping[str, Any] | None, tokens: int) -> Answer:
+        def ask(messages: Messages, call: bool, tokens: int) -> Answer:
             request = {"messages": list(messages), "max_tokens": tokens, "job_class": job_class}
+            if call:
+                request["schema"] = agent_task.CALL
             started = time.perf_counter()
-            stream = connection.stream(
-                "llm.generate", request | ({"schema": schema} if schema else {}), timeout=ANSWER_S
-            )
+            stream = connection.stream("llm.generate", request, timeout=ANSWER_S)
             first = 0.0
             for chunk in stream:
                 if chunk["text"]:
@@ -94,11 +96,7 @@ class Llmos:
 
 
 class LlamaServer:
-    """A running llama-server.
-
-    Args:
-        pinned: whether each caller names its slot, so that nobody takes another's conversation out of it.
-    """
+    """A running llama-server."""
 
     name = "llama-server"
 
@@ -109,7 +107,12 @@ class LlamaServer:
     @contextmanager
     def caller(self, number: int, *, urgent: bool) -> Iterator[Ask]:
         slot = number if self._pinned else -1
-        yield lambda messages, schema, tokens: self._server.chat(messages, max_tokens=tokens, schema=schema, slot=slot)
+
+        def ask(messages: Messages, call: bool, tokens: int) -> Answer:
+            grammar = agent_task.GRAMMAR if call else ""
+            return self._server.chat(messages, max_tokens=tokens, grammar=grammar, slot=slot)
+
+        yield ask
 
 
 @dataclass
@@ -159,7 +162,9 @@ def _agent(ask: Ask, number: int, steps: int, nonce: str) -> list[Answer]:
     ]
     answers = []
     for step in range(steps):
-        answers.append(ask(messages, agent_task.CALL, CALL_TOKENS))
+        answers.append(ask(messages, True, CALL_TOKENS))
+        if not agent_task.is_call(answers[-1].text):
+            raise RuntimeError(f"agent {number}, step {step}: not a call: {answers[-1].text!r}")
         messages += [
             {"role": "assistant", "content": answers[-1].text},
             {"role": "user", "content": agent_task.observation(number, step)},
@@ -175,31 +180,53 @@ def _probe(ask: Ask, period: float, done: threading.Event) -> list[Answer]:
         if done.wait(max(0.0, due - time.perf_counter())) and answers:
             break
         due = time.perf_counter() + period
-        answers.append(ask([{"role": "user", "content": question}], None, PROBE_TOKENS))
+        answers.append(ask([{"role": "user", "content": question}], False, PROBE_TOKENS))
     return answers
 
 
-def compare(
-    gguf: Path, model: str, agents: int, steps: int, rounds: int, slots: Slots, pinned: bool
-) -> dict[str, float]:
+def compare(gguf: Path, model: str, agents: int, steps: int, rounds: int) -> dict[str, float]:
     """Both sides' medians for one number of agents, by name, and the ratios."""
+    setting = settings(agents)[0]
     ours: list[dict[str, float]] = []
     theirs: list[dict[str, float]] = []
-    with booted(models=True) as bus, running(gguf, slots, runtime.threads()) as server:
+    with booted(models=True) as bus, running(gguf, setting, runtime.threads()) as server:
         bus.call("llm.load", {"model": model}, timeout=300)
-        sides = ((Llmos(bus), ours), (LlamaServer(server, pinned=pinned), theirs))
+        sides = ((Llmos(bus), ours), (LlamaServer(server, pinned=setting.pinned), theirs))
         for round_ in range(rounds):
             for side, kept in sides:
                 nonce = f"{agents}.{round_}.{time.time_ns():x}"
                 kept.append(work(side, agents, steps, nonce).figures())
-                shown = "  ".join(f"{key} {value:.2f}" for key, value in kept[-1].items())
-                print(f"N={agents} round {round_ + 1}/{rounds} {side.name:<12} {shown}", flush=True)
+                line = f"N={agents} round {round_ + 1}/{rounds} {side.name:<12} {shown(kept[-1])}"
+                print(line, flush=True)
     result: dict[str, float] = {}
     for key in ours[0]:
         result[f"{key}_ratio"] = statistics.median(a[key] / b[key] for a, b in zip(ours, theirs, strict=True))
         result[f"{key}_llmos"] = statistics.median(one[key] for one in ours)
         result[f"{key}_llama_server"] = statistics.median(one[key] for one in theirs)
     return result
+
+
+def settings(agents: int) -> list[Setting]:
+    """For llama-server: first the one that is compared with, then others that `--tune` shows beside it."""
+    own = Setting(agents + 1, SLOT_TOKENS, pinned=True)
+    automatic = Setting(4, SLOT_TOKENS, unified=True)  # what the server chooses when it is told nothing
+    others = [replace(own, spin=True), replace(own, pinned=False), replace(own, unified=True, pinned=False), automatic]
+    if agents > 8:  # fewer slots than agents: the prefix is read less often, conversations leave their slots
+        others += [Setting(8, SLOT_TOKENS), replace(automatic, slots=8)]
+    return [own, *others]
+
+
+def tune(gguf: Path, agents: int, steps: int) -> None:
+    """Print how llama-server does in each of `settings`, in one run each."""
+    for setting in settings(agents):
+        with running(gguf, setting, runtime.threads()) as server:
+            run = work(LlamaServer(server, pinned=setting.pinned), agents, steps, f"{time.time_ns():x}")
+        print(f"N={agents} {setting}\n    {shown(run.figures())}", flush=True)
+
+
+def shown(figures: Mapping[str, float]) -> str:
+    """On one line."""
+    return "  ".join(f"{key} {value:.2f}" for key, value in figures.items())
 
 
 def table(figures: Mapping[int, Mapping[str, float]]) -> str:
@@ -234,25 +261,23 @@ def main(arguments: Sequence[str] = ()) -> int:
     parser.add_argument("--rounds", type=int, default=ROUNDS, help=f"default {ROUNDS}")
     parser.add_argument("--steps", type=int, default=STEPS, help=f"of each agent, default {STEPS}")
     parser.add_argument("--quick", action="store_true", help="to see that it works: one and two agents, one round")
-    parser.add_argument("--slots", type=int, help="of llama-server (default: what served it best)")
-    parser.add_argument("--unified", action="store_true", help="one KV buffer for all slots")
-    parser.add_argument("--free", action="store_true", help="llama-server chooses the slot of each request")
-    parser.add_argument("--server-flag", action="append", default=[], help="more for llama-server's command line")
+    parser.add_argument("--tune", action="store_true", help="only llama-server, in several settings")
     options = parser.parse_args(arguments)
     if options.quick:
         options.agents, options.rounds = [1, 2], 1
-    if options.slots and not options.free and options.slots <= max(options.agents):
-        parser.error("--slots: fewer than agents and the probe need --free")
     try:
         model = options.model or installed(options.gguf)
         program("llama-server")
     except Missing as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    if options.tune:
+        for agents in options.agents:
+            tune(options.gguf, agents, options.steps)
+        return 0
     figures: dict[int, dict[str, float]] = {}
     for agents in options.agents:
-        slots = Slots(options.slots or agents + 1, SLOT_TOKENS, options.unified, tuple(options.server_flag))
-        figures[agents] = compare(options.gguf, model, agents, options.steps, options.rounds, slots, not options.free)
+        figures[agents] = compare(options.gguf, model, agents, options.steps, options.rounds)
     print(table(figures))
     flat: dict[str, float | int | str] = {
         f"n{agents}_{key}": value for agents, row in figures.items() for key, value in row.items()

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import http.client
 import json
-import os
 import socket
 import subprocess
 import tempfile
@@ -22,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.bench.answer import Answer
-from tests.bench.reference import program
+from tests.bench.reference import environment, program
 
 START_S = 120.0
 """Seconds it may take to load a model."""
@@ -34,19 +33,23 @@ HOST = "127.0.0.1"
 
 
 @dataclass(frozen=True, slots=True)
-class Slots:
-    """How a server divides its cache.
+class Setting:
+    """How a server is to run.
 
     Attributes:
-        count: sequences that it decodes at once.
+        slots: sequences that it decodes at once.
         tokens: the longest of them, prompt and answer together.
         unified: one KV buffer that all slots share, in place of one for each.
+        spin: whether its threads spin while they wait for each other, or sleep.
+        pinned: whether each caller names its slot, so that nobody takes another's conversation out of it.
         extra: more of its command line.
     """
 
-    count: int
+    slots: int
     tokens: int
     unified: bool = False
+    spin: bool = False
+    pinned: bool = False
     extra: tuple[str, ...] = ()
 
 
@@ -61,10 +64,13 @@ class Server:
         messages: Sequence[Mapping[str, str]],
         *,
         max_tokens: int,
-        schema: Mapping[str, Any] | None = None,
+        grammar: str = "",
         slot: int = -1,
     ) -> Answer:
-        """One greedy chat completion. `slot` -1 leaves the choice to the server. Raises `RuntimeError` for an answer that is none."""
+        """One greedy chat completion, bound by `grammar` in GBNF. `slot` -1 leaves the choice to the server.
+
+        Raises `RuntimeError` for an answer that is none.
+        """
         body: dict[str, Any] = {
             "messages": list(messages),
             "max_tokens": max_tokens,
@@ -74,8 +80,8 @@ class Server:
             "cache_prompt": True,
             "id_slot": slot,
         }
-        if schema is not None:
-            body["response_format"] = {"type": "json_schema", "json_schema": {"name": "call", "schema": schema}}
+        if grammar:
+            body["grammar"] = grammar
         connection = http.client.HTTPConnection(HOST, self.port, timeout=ANSWER_S)
         try:
             started = time.perf_counter()
@@ -131,7 +137,7 @@ def read_answer(lines: Iterator[bytes], started: float) -> Answer:
 
 
 @contextmanager
-def running(gguf: Path, slots: Slots, threads: int) -> Iterator[Server]:
+def running(gguf: Path, setting: Setting, threads: int) -> Iterator[Server]:
     """A server that has loaded its model, ended afterwards.
 
     Raises:
@@ -141,12 +147,12 @@ def running(gguf: Path, slots: Slots, threads: int) -> Iterator[Server]:
     with socket.create_server((HOST, 0)) as free:
         port = int(free.getsockname()[1])
     command = [str(program("llama-server")), "--model", str(gguf), "--host", HOST, "--port", str(port)]
-    command += ["--threads", str(threads), "--parallel", str(slots.count)]
-    command += ["--ctx-size", str(slots.count * slots.tokens)]
-    command += ["--kv-unified" if slots.unified else "--no-kv-unified", "--no-webui", "--offline", *slots.extra]
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("LLAMA_")}
+    command += ["--threads", str(threads), "--parallel", str(setting.slots)]
+    command += ["--ctx-size", str(setting.slots * setting.tokens)]
+    command += ["--kv-unified" if setting.unified else "--no-kv-unified", "--no-webui", "--offline", *setting.extra]
+    inherited = environment(spin=setting.spin)
     with tempfile.TemporaryFile() as log:
-        process = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        process = subprocess.Popen(command, env=inherited, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
         try:
             server = Server(port)
             end = time.monotonic() + START_S

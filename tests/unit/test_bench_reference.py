@@ -67,17 +67,21 @@ class Recorder:
         self.asked: dict[int, list[list[Mapping[str, str]]]] = {}
         self.urgent: set[int] = set()
 
+    def said(self, number: int) -> str:
+        arguments = {"query": "one two three four", "limit": (5, 10, 20)[number % 3]}
+        return json.dumps({"thought": "word " * 9 + "word", "tool": "read_mail", "arguments": arguments})
+
     @contextmanager
     def caller(self, number: int, *, urgent: bool) -> Iterator[Ask]:
         asked = self.asked.setdefault(number, [])
         if urgent:
             self.urgent.add(number)
 
-        def ask(messages: Messages, schema: Mapping[str, Any] | None, tokens: int) -> Answer:
+        def ask(messages: Messages, call: bool, tokens: int) -> Answer:
             asked.append(list(messages))
             if number == self.broken and len(asked) == 2:
                 raise RuntimeError("broken")
-            return Answer(f"call {len(asked)}", 0.1, 0.2, tokens, 100, 60)
+            return Answer(self.said(len(asked)), 0.1, 0.2, tokens, 100, 60)
 
         yield ask
 
@@ -92,7 +96,7 @@ def test_every_agent_takes_its_steps_with_what_it_said_and_was_told() -> None:
         last = side.asked[agent][-1]
         assert last[0] == {"role": "system", "content": agent_task.prefix("n")}
         assert last[1]["content"] == agent_task.task(agent)
-        assert [turn["content"] for turn in last[2::2]] == ["call 1", "call 2", "call 3"]
+        assert [turn["content"] for turn in last[2::2]] == [side.said(step) for step in (1, 2, 3)]
         assert [turn["content"] for turn in last[3::2]] == [agent_task.observation(agent, step) for step in range(3)]
         assert all(len(asked) == 2 * step + 2 for step, asked in enumerate(side.asked[agent]))
     assert len({json.dumps(side.asked[agent][-1]) for agent in range(3)}) == 3
@@ -104,6 +108,15 @@ def test_a_run_in_which_an_agent_fails_fails() -> None:
     with pytest.raises(RuntimeError, match="broken"):
         work(Recorder(broken=1), 3, 4, "n", period=0.01)
     assert threading.active_count() == before
+
+
+def test_an_answer_that_is_no_call_is_no_figure(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So a side cannot be quick by answering something else."""
+    for text in ("", "{", "[]", '{"thought": "x"}', Recorder().said(1).replace("read_mail", "x"), "null"):
+        side = Recorder()
+        monkeypatch.setattr(side, "said", lambda number, text=text: text)
+        with pytest.raises(RuntimeError, match="not a call"):
+            work(side, 1, 4, "n", period=0.01)
 
 
 def test_figures_are_of_the_agents_waits_and_the_probes_answers() -> None:
