@@ -14,9 +14,10 @@ below 1, llmos is better. Tokens are what each side says it produced: `tokens_ra
 llama-server has a slot for each agent and one for the probe, each with a KV cache of its own, and every caller names its slot: so nobody
 queues and every conversation stays cached. It reads at most 512 prompt tokens between two decoding steps (its default, 2,048, makes all
 others wait four times as long), and its threads sleep while they wait for each other, because its clients run on the same processors.
-Measured with 4 agents, in seconds of processor time, where waiting for other programs does not count: the 135M 40, with its default
-batch 40, with what it chooses when it is told nothing (4 slots that share one KV buffer) 60; the 0.5B 69, with slots of its own choice 69,
-with one KV buffer 79. `--tune` shows more; put first in `settings` what does best on the machine at hand.
+Measured with 4 agents, in seconds of processor time, where waiting for other programs does not count: the 135M 40, with its
+default batch 40, with what it chooses when it is told nothing (4 slots that share one KV buffer) 60; the 0.5B 69, with slots of
+its own choice 69, with one KV buffer 79. With 16 agents the 135M takes 151, and 153 with 4 slots, behind which everybody waits
+three times as long. `--tune` shows more; put first in `settings` what does best on the machine at hand.
 """
 
 from __future__ import annotations
