@@ -12,11 +12,11 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 
 from llmos.kernel.core import limits
+from llmos.kernel.core.engine import Row
 from llmos.kernel.core.model import Model, load_model
 
 
@@ -31,37 +31,39 @@ def main() -> None:
 
 
 def prefill(model: Model, count: int) -> float:
-    """Tokens per second of reading `count` tokens into an empty context, up to the scores of what follows them."""
-    context = model.engine.open(lasting=False)
+    """Tokens per second of reading `count` tokens into an empty row, up to the scores of what follows them."""
+    row = _seat(model, count)
     tokens = _tokens(model, count)
-    context.align(tokens, count)
     started = time.perf_counter()
-    _read(model, context, tokens)
+    _read(model, row, tokens)
     seconds = time.perf_counter() - started
-    context.close()
+    model.engine.leave(row)
     return count / seconds
 
 
 def decode(model: Model, depth: int, count: int) -> float:
-    """Tokens per second of `count` single steps in a context that holds `depth` tokens."""
-    context = model.engine.open(lasting=False)
+    """Tokens per second of `count` single steps in a row that holds `depth` tokens."""
+    row = _seat(model, depth + count)
     tokens = _tokens(model, depth + count)
-    context.align(tokens[:depth], depth + count)
-    _read(model, context, tokens[:depth])
+    _read(model, row, tokens[:depth])
     started = time.perf_counter()
     for token in tokens[depth:]:
-        model.engine.extend([(context, [token])])
-        context.logits()
+        model.engine.step([row], [token])
     seconds = time.perf_counter() - started
-    context.close()
+    model.engine.leave(row)
     return count / seconds
 
 
-def _read(model: Model, context: Any, tokens: Sequence[int]) -> None:
+def _seat(model: Model, room: int) -> Row:
+    row: Row | None = model.engine.seat(room)
+    assert row is not None
+    return row
+
+
+def _read(model: Model, row: Row, tokens: Sequence[int]) -> None:
     """In slices, as the core reads a prompt."""
     for first in range(0, len(tokens), limits.PREFILL_SLICE):
-        model.engine.extend([(context, tokens[first : first + limits.PREFILL_SLICE])])
-    context.logits()
+        model.engine.extend(row, tokens[first : first + limits.PREFILL_SLICE])
 
 
 def _tokens(model: Model, count: int) -> list[int]:
