@@ -49,6 +49,7 @@ class DecoderGraph:
         self._weights = weights
         self._wrote = wrote
         self._nodes: list[onnx.NodeProto] = []
+        self._summed: set[int] = set()
 
     def build(self) -> onnx.ModelProto:
         """The model; its initialisers refer to the weights file."""
@@ -198,12 +199,30 @@ class DecoderGraph:
         tensors = [self._file.tensors[name] for name in names]
         rows, columns, layout = sum(tensor.rows for tensor in tensors), tensors[0].columns, layout_for(tensors)
         codes = self._packed(output, tensors, layout)
+        if layout.offsets:
+            source = self._with_sums(source, output, columns, layout)
+            columns = layout.stored_columns(columns)
         self._weights.refer(f"{output}.codes", np.uint8, layout.codes_shape(rows, columns), codes)
         bias = ""
         if biases:
             bias = f"{output}.bias"
             self._weights.add(bias, np.concatenate([self._in_halves(name, self._vector(name)) for name in biases]))
         return self._product(source, output, (output, layout), columns, rows, bias)
+
+    def _with_sums(self, source: str, output: str, columns: int, layout: Layout) -> str:
+        """`source`, then the sums over its blocks, filled with zeros to `layout.sums`, twice: what offsets are multiplied by."""
+        blocks, width = columns // layout.block, layout.sums(columns)
+        shape, filling, last = f"blocks.{columns}", f"filling.{columns}", f"last_axis.{columns}"
+        if columns not in self._summed:
+            self._summed.add(columns)
+            self._weights.constant(shape, np.array([0, 0, blocks, layout.block], np.int64))
+            self._weights.constant(filling, np.array([0, 0, 0, 0, 0, width - blocks], np.int64))
+            self._weights.constant(last, np.array([3], np.int64))
+        self._add("Reshape", [source, shape], [f"{output}.blocks"])
+        sums = self._add("ReduceSum", [f"{output}.blocks", last], [f"{output}.sums"], keepdims=0)
+        if width != blocks:
+            sums = self._add("Pad", [sums, filling], [f"{output}.filled"])
+        return self._add("Concat", [source, sums, sums], [f"{output}.source"], axis=-1)
 
     def _product(
         self, source: str, output: str, packed: tuple[str, Layout], columns: int, rows: int, bias: str = ""
@@ -223,7 +242,7 @@ class DecoderGraph:
 
     def _packed(self, name: str, tensors: Sequence[Tensor], layout: Layout) -> Region:
         """Write the stacked matrices' codes, and their scales as the initialiser `NAME.scales`; where the codes are."""
-        rows, columns = sum(tensor.rows for tensor in tensors), tensors[0].columns
+        rows, columns = sum(tensor.rows for tensor in tensors), layout.stored_columns(tensors[0].columns)
         codes = self._weights.reserve(rows * columns * layout.bits // 8)
         scales = self._weights.reserve(rows * columns // layout.block * 4)
         self._weights.refer(f"{name}.scales", np.float32, layout.scales_shape(rows, columns), scales)
