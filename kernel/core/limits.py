@@ -42,6 +42,9 @@ KV_BYTES = 1 << 30
 KV_SLACK = 0.03
 """Share of that which is made free at once when there is no room, so that it is not done for every token."""
 
+PROBES = 8
+"""Tokens with which it is tried at loading whether a row alone rounds as one of a pair does."""
+
 GENAI_ROWS = 12
 """The same for GenAI, which works on one after the other; `KEPT_ROWS` of them may be idle."""
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from llmos.ipc import paths
 from llmos.ipc.errors import Code
 from llmos.userland.models import description
-from llmos.userland.models.download import digest, fetch
+from llmos.userland.models.download import Checksum, digest, fetch
 from llmos.userland.models.errors import ModelError
 from llmos.userland.models.index import Network, find_wheel, read_settings
 from tests.bench.figures import ROOT
@@ -141,7 +141,7 @@ def _archive() -> Path:
     network = Network(read_settings())
     found = find_wheel("llama-cpp-python", ARCHIVE, read_settings(), network)
     if found.path is None:
-        fetch(found.url, target, ARCHIVE_BYTES, ARCHIVE_SHA256, network, lambda done: None)
+        fetch(found.url, target, ARCHIVE_BYTES, Checksum("sha256", ARCHIVE_SHA256), network, lambda done: None)
         return target
     if digest(found.path) != ARCHIVE_SHA256:
         raise ModelError(Code.UNAVAILABLE, f"{found.path} is not the file it should be: its SHA-256 is wrong")

@@ -13,7 +13,7 @@ import pytest
 from gguf.constants import GGMLQuantizationType as Kind
 
 from llmos.ipc.errors import Code
-from llmos.userland.models import description
+from llmos.userland.models import description, packing
 from llmos.userland.models.errors import ImportRejected, ModelError
 from llmos.userland.models.importer import default_name, import_gguf
 from llmos.userland.models.packing import SUPPORTED
@@ -155,6 +155,81 @@ def test_q4_0_is_copied_exactly(tmp_path: Path) -> None:
     np.testing.assert_array_equal(
         (unpacked * scales[..., np.newaxis]).reshape(256, 256), model.values["blk.0.ffn_down.weight"]
     )
+
+
+@pytest.fixture
+def offsets_everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Products as small as a test's are stored as a large model's are."""
+    monkeypatch.setattr(packing, "SMALLEST_OFFSET", 1)
+
+
+@pytest.mark.usefixtures("offsets_everywhere")
+@pytest.mark.parametrize("kind", [Kind.Q4_1, Kind.Q4_K])
+def test_four_bits_with_offsets_are_the_files_weights(kind: Kind, tmp_path: Path) -> None:
+    """Q4_1 and Q4_K keep their own codes and scales; a weight is off by at most 1 / 196 of the largest offset of its row."""
+    model = TinyModel(weights=kind, layers=1)
+    graph = onnx.load(imported(model, tmp_path) / "model.onnx").graph
+    arrays = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    packed, scales = arrays["blk.0.ffn_down.codes"], arrays["blk.0.ffn_down.scales"]
+    assert packed.shape == (256, (256 + 2 * 32) // 32, 16)
+    codes = np.stack([packed & 15, packed >> 4], axis=-1).reshape(*packed.shape[:2], -1).astype(np.float32) - 8
+    stored = (codes * scales[..., np.newaxis]).reshape(256, -1)
+    weights, offsets = stored[:, :256], stored[:, 256:288] + stored[:, 288:]
+    assert not offsets[:, 8:].any()
+    off = weights + np.repeat(offsets[:, :8], 32, axis=1) - model.values["blk.0.ffn_down.weight"]
+    largest = np.abs(offsets).max(axis=1, keepdims=True)
+    assert (np.abs(off) <= largest / 196 * 1.01 + 1e-6).all()
+    blocks = off.reshape(256, 8, 32)
+    np.testing.assert_allclose(blocks, np.broadcast_to(blocks[..., :1], blocks.shape), atol=1e-6)
+
+
+@pytest.mark.usefixtures("offsets_everywhere")
+@pytest.mark.parametrize("kind", [Kind.Q4_1, Kind.Q4_K])
+@pytest.mark.parametrize("family", ["llama", "qwen2"])
+def test_offsets_give_the_defined_logits(family: str, kind: Kind, tmp_path: Path) -> None:
+    """A model whose offsets are separate columns computes what its definition says.
+
+    Random minimums make offsets many times larger than a real file's, and their rounding with them.
+    """
+    model = TinyModel(kind=family, weights=kind)
+    session = Session(imported(model, tmp_path), exact=True)
+    for length in (1, 5, len(TOKENS)):
+        assert differ(session.logits(TOKENS[:length]), model.logits(TOKENS[:length])[-1]) < 2 * CLOSE
+
+
+@pytest.mark.usefixtures("offsets_everywhere")
+def test_offsets_do_not_depend_on_the_batch(tmp_path: Path) -> None:
+    """With offsets, a row of two, four or eight that decode together gets the same logits bit for bit."""
+    session = Session(imported(TinyModel(weights=Kind.Q4_K), tmp_path))
+    _, cache = session.run([TOKENS], [[1] * len(TOKENS)], session.empty(1))
+    tokens = np.arange(3, 11)[:, np.newaxis]
+
+    def decoded(rows: int) -> Floats:
+        past = {name: np.repeat(values, rows, axis=0) for name, values in cache.items()}
+        return session.run(tokens[:rows], [[1] * (len(TOKENS) + 1)] * rows, past)[0]
+
+    for rows in (2, 4):
+        np.testing.assert_array_equal(decoded(rows), decoded(8)[:rows])
+
+
+def test_small_products_stay_in_eight_bits(tmp_path: Path) -> None:
+    """Below the size from which offsets pay, a Q4_K matrix becomes 8 bits and no sums are computed."""
+    graph = onnx.load(imported(TinyModel(weights=Kind.Q4_K), tmp_path) / "model.onnx", load_external_data=False).graph
+    bits = {a.i for node in graph.node if node.op_type == "MatMulNBits" for a in node.attribute if a.name == "bits"}
+    assert bits == {8}
+    assert not [node.name for node in graph.node if node.op_type == "Concat"]
+
+
+@pytest.mark.usefixtures("offsets_everywhere")
+@pytest.mark.parametrize(("kind", "place"), [(Kind.Q4_0, 0), (Kind.Q4_1, 2), (Kind.Q4_K, 0)])
+def test_scales_that_are_no_numbers_are_refused(kind: Kind, place: int, tmp_path: Path) -> None:
+    """Copied scales and minimums are checked: an infinity in a block is refused, naming the tensor."""
+    model, name = TinyModel(weights=kind), "blk.1.ffn_up.weight"
+    data = model.stored[name][0].copy()
+    data[3, place : place + 2] = np.frombuffer(np.float16(np.inf).tobytes(), np.uint8)
+    model.stored[name] = (data, kind)
+    with pytest.raises(ImportRejected, match=r"blk\.1\.ffn_up\.weight: a scale is not a number"):
+        imported(model, tmp_path)
 
 
 def test_tied_table_is_stored_once(tmp_path: Path) -> None:

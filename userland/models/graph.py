@@ -22,7 +22,7 @@ from onnx import TensorProto, helper
 from llmos.userland.models.architecture import Architecture, Layer
 from llmos.userland.models.errors import ImportRejected
 from llmos.userland.models.gguf_file import GgufFile, Tensor
-from llmos.userland.models.packing import Layout, layout_for, pack, read_values
+from llmos.userland.models.packing import Layout, common_block, layout_for, pack, read_values
 from llmos.userland.models.rotary import Rotary
 from llmos.userland.models.weights import Region, WeightsFile
 
@@ -54,6 +54,8 @@ class DecoderGraph:
         self._wrote = wrote
         self._nodes: list[onnx.NodeProto] = []
         self._rotaries = list(dict.fromkeys(layer.rotary for layer in architecture.attention if layer.rotary))
+        self._summed: set[int] = set()
+        self._block = common_block(file.tensors.values())
 
     def build(self) -> onnx.ModelProto:
         """The model; its initialisers refer to the weights file."""
@@ -137,7 +139,7 @@ class DecoderGraph:
         Always in the wide layout: the smallest errors here are felt by every token.
         """
         rows, columns, tensors = self._shape.vocabulary, self._shape.hidden, [self._file.tensors[name]]
-        layout = layout_for(tensors, wide=True)
+        layout = layout_for(tensors, self._block, wide=True)
         codes = self._packed(name, tensors, layout)
         if gathered:
             self._weights.refer(f"{name}.rows", np.uint8, (rows, columns), codes)
@@ -249,14 +251,36 @@ class DecoderGraph:
     def _project(self, source: str, output: str, names: Sequence[str], biases: Sequence[str] = ()) -> str:
         """`source` times the stacked matrices of the named tensors."""
         tensors = [self._file.tensors[name] for name in names]
-        rows, columns, layout = sum(tensor.rows for tensor in tensors), tensors[0].columns, layout_for(tensors)
+        rows, columns, layout = (
+            sum(tensor.rows for tensor in tensors),
+            tensors[0].columns,
+            layout_for(tensors, self._block),
+        )
         codes = self._packed(output, tensors, layout)
+        if layout.offsets:
+            source = self._with_sums(source, output, columns, layout)
+            columns = layout.stored_columns(columns)
         self._weights.refer(f"{output}.codes", np.uint8, layout.codes_shape(rows, columns), codes)
         bias = ""
         if biases:
             bias = f"{output}.bias"
             self._weights.add(bias, np.concatenate([self._in_halves(name, self._vector(name)) for name in biases]))
         return self._product(source, output, (output, layout), columns, rows, bias)
+
+    def _with_sums(self, source: str, output: str, columns: int, layout: Layout) -> str:
+        """`source`, then the sums over its blocks, filled with zeros to `layout.sums`, twice: what offsets are multiplied by."""
+        blocks, width = columns // layout.block, layout.sums(columns)
+        shape, filling, last = f"blocks.{columns}", f"filling.{columns}", f"last_axis.{columns}"
+        if columns not in self._summed:
+            self._summed.add(columns)
+            self._weights.constant(shape, np.array([0, 0, blocks, layout.block], np.int64))
+            self._weights.constant(filling, np.array([0, 0, 0, 0, 0, width - blocks], np.int64))
+            self._weights.constant(last, np.array([3], np.int64))
+        self._add("Reshape", [source, shape], [f"{output}.blocks"])
+        sums = self._add("ReduceSum", [f"{output}.blocks", last], [f"{output}.sums"], keepdims=0)
+        if width != blocks:
+            sums = self._add("Pad", [sums, filling], [f"{output}.filled"])
+        return self._add("Concat", [source, sums, sums], [f"{output}.source"], axis=-1)
 
     def _product(
         self, source: str, output: str, packed: tuple[str, Layout], columns: int, rows: int, bias: str = ""
@@ -276,7 +300,7 @@ class DecoderGraph:
 
     def _packed(self, name: str, tensors: Sequence[Tensor], layout: Layout) -> Region:
         """Write the stacked matrices' codes, and their scales as the initialiser `NAME.scales`; where the codes are."""
-        rows, columns = sum(tensor.rows for tensor in tensors), tensors[0].columns
+        rows, columns = sum(tensor.rows for tensor in tensors), layout.stored_columns(tensors[0].columns)
         codes = self._weights.reserve(rows * columns * layout.bits // 8)
         scales = self._weights.reserve(rows * columns // layout.block * 4)
         self._weights.refer(f"{name}.scales", np.float32, layout.scales_shape(rows, columns), scales)
