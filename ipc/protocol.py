@@ -172,7 +172,7 @@ class Status(Syscall, frozen=True):
     """→ `{version, uptime_s, ready_s, pid, rss_mb, home, state, socket, tier, limits, model, counts, broken}`.
 
     `limits` is `{by, reason}`: whether what processes use is held by `cgroup`, Linux itself, or looked after by the `watchdog`.
-    `model.state` is one of `none starting loading ready failed`.
+    `model` is about the default one; its `state` is one of `none unloaded starting loading ready failed`.
     """
 
     OP = "sys.status"
@@ -346,24 +346,35 @@ class Message(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     content: str
 
 
+ModelName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._\-]{0,79}$")]
+JobClassName = Annotated[str, Meta(pattern="^(interactive|event|background)$")]
+Conversation = Annotated[list[Message], Meta(min_length=1, max_length=1000)]
+
+
 class Generate(Syscall, frozen=True):
-    """Tokens from the model. → chunks `{text, tokens}`, then `{text, finish, usage: {prompt, cached, completion}, timings}`.
+    """Tokens from the model. → chunks `{text, tokens}`, then `{text, finish, usage, timings}`.
 
     The final `text` is empty when it is longer than 60,000 bytes.
-    Exactly one of `prompt` (raw text) and `messages`. `schema` (JSON Schema), `regex` and `choices` constrain the output; at
-    most one. `temperature` 0 is greedy. `finish` is `stop`, `eos`, `length` or `cancelled`. `job_class` may not be sooner than
-    the capability's. `timings` in
-    milliseconds: `queue`, `first_text`, `total`.
-    Errors: `INVALID_ARGUMENT`, `TOO_LARGE` (over the window), `UNAVAILABLE` (no model; the hint says how to get one),
-    `BUSY` (queue full), `PEER_DIED` (the core crashed), `CANCELLED`, `TIMEOUT`.
+    Exactly one of `prompt` (raw text) and `messages`. With a `context` it is put at the context's end, and so is the answer; with
+    neither, the answer goes on from there. Without a context it is the whole prompt, run by `model`, or by the default. `schema` (JSON
+    Schema), `regex` and `choices` constrain the output; at most one. `temperature` 0 is greedy. `finish` is `stop`, `eos` or `length`.
+    `job_class` may not be sooner than the capability's. `speculate` allows guesses that save time and change no greedy answer.
+    `usage` in tokens: `prompt`, `cached` (of it, found and not read again), `completion`, `forced` (of that, without a choice under the
+    constraint). `timings` in milliseconds: `queue` (to the first turn), `prefill`, `decode`, `first_text`, `total`.
+    Errors: `INVALID_ARGUMENT` (a constraint that nothing satisfies, too), `TOO_LARGE` (a prompt over the window, but in a context the
+    middle makes room; more KV than there is), `UNAVAILABLE` (no model, one that is not loaded, or cannot be; the hint says what to do),
+    `NOT_FOUND` (no such model, no context of the caller's), `CONFLICT` (the context is in use), `BUSY` (queue full), `BUDGET` (a quota
+    of tokens is used up: what came before it has been streamed), `PEER_DIED` (the core crashed, now or before, and took the context
+    with it), `CANCELLED` (by the caller, by closing the context, by unloading the model), `TIMEOUT`.
     """
 
     OP = "llm.generate"
     RIGHT = "llm.generate"
     SCOPE: ClassVar[dict[str, str]] = {"class": "job_class"}
     prompt: str | None = None
-    messages: Annotated[list[Message], Meta(min_length=1, max_length=1000)] | None = None
-    context: int | None = None
+    messages: Conversation | None = None
+    context: Positive | None = None
+    model: ModelName | None = None
     max_tokens: Annotated[int, Meta(ge=1, le=32768)] = 256
     temperature: Annotated[float, Meta(ge=0, le=5)] = 0.0
     top_k: Annotated[int, Meta(ge=0)] = 0
@@ -375,18 +386,51 @@ class Generate(Syscall, frozen=True):
     schema: dict[str, Any] | None = None
     regex: Annotated[str, Meta(max_length=4000)] | None = None
     choices: Annotated[list[str], Meta(min_length=1, max_length=200)] | None = None
-    job_class: Annotated[str, Meta(pattern="^(interactive|event|background)$")] = "interactive"
+    speculate: bool = True
+    job_class: JobClassName = "interactive"
 
 
 class OpenContext(Syscall, frozen=True):
-    """A context keeps its tokens' KV between calls to `llm.generate`. → `{context}`. It ends with its owner."""
+    """A context is a conversation that stays with the model: what has been read is not read again. → `{context}`
+
+    It belongs to its opener, ends with it, and has the label of all that was put in. `model` is one that is loaded, or the default.
+    Errors: `BUSY` (too many are open), and `llm.generate`'s about the model.
+    """
 
     OP = "llm.open"
     RIGHT = "llm.generate"
+    model: ModelName | None = None
+
+
+class Append(Syscall, frozen=True):
+    """Puts something at a context's end and reads it now, so that a later answer begins at once. → `{tokens, cached}`
+
+    `tokens` is how long the context is now, `cached` how much of it was not read again. A context holds either turns or raw text.
+    Errors: `llm.generate`'s.
+    """
+
+    OP = "llm.append"
+    RIGHT = "llm.generate"
+    SCOPE: ClassVar[dict[str, str]] = {"class": "job_class"}
+    context: Positive
+    prompt: str | None = None
+    messages: Conversation | None = None
+    job_class: JobClassName = "interactive"
+
+
+class ForkContext(Syscall, frozen=True):
+    """Another context with all that this one has, which goes its own way from here; nothing is computed. → `{context}`
+
+    Errors: `NOT_FOUND` (none of the caller's), `CONFLICT` (it is in use), `BUSY` (too many are open), `PEER_DIED`.
+    """
+
+    OP = "llm.fork"
+    RIGHT = "llm.generate"
+    context: Positive
 
 
 class CloseContext(Syscall, frozen=True):
-    """→ `{}`. Errors: `NOT_FOUND` (none of the caller's)."""
+    """What runs in it ends as `CANCELLED`. → `{}`. Errors: `NOT_FOUND` (none of the caller's)."""
 
     OP = "llm.close"
     RIGHT = "llm.generate"
@@ -418,26 +462,58 @@ class Extract(Syscall, frozen=True):
     prompt: Annotated[str, Meta(min_length=1, max_length=16_384)]
     values: Annotated[list[Id], Meta(min_length=1, max_length=16)]
     schema: dict[str, Any]
-    job_class: Annotated[str, Meta(pattern="^(interactive|event|background)$")] = "interactive"
+    job_class: JobClassName = "interactive"
 
 
 class LoadModel(Syscall, frozen=True):
-    """Makes a model of the store the default and loads it. → `{model}` once it is loaded."""
+    """Loads a model of the store beside those that are loaded. → `{model, unloaded}` once it is there.
+
+    All share one budget of memory. Where there is no room, idle ones go, least recently used first: `unloaded` names them. It becomes
+    the default where there is none that works.
+    Errors: `NOT_FOUND`, `TOO_LARGE` (it would not fit alone), `BUSY` (those in the way are in use), `UNAVAILABLE` (it cannot be loaded).
+    """
 
     OP = "llm.load"
     RIGHT = "sys.control"
-    model: Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._\-]{0,79}$")]
+    model: ModelName
+
+
+class UnloadModel(Syscall, frozen=True):
+    """Gives a model's memory back. → `{model}`. What runs on it ends as `CANCELLED`, its contexts are lost. Errors: `NOT_FOUND`.
+
+    The default comes back when it is next asked for.
+    """
+
+    OP = "llm.unload"
+    RIGHT = "sys.control"
+    model: ModelName
+
+
+class ModelStatistics(Syscall, frozen=True):
+    """What the models are doing, and have done since boot. → `{jobs, running, contexts, kv, weights, models, turns, steps, rows, prefill_s,
+    decode_s, tokens, tokens_s, hit_rate, ended}`
+
+    `jobs` has a row for each class: how many are `new` (not admitted yet), in `prefill`, in `decode`, `parked`; `running` are in the turn
+    under way. `kv` in bytes: `rows` (of jobs), `cache` (kept for later), `spilled` (in files), `reserved`, `limit`, `spill_limit`.
+    `weights` in bytes: `used`, `limit`. `models` has a row for each: `name`, `kind`, `state`, `problem`, `default`, `jobs`, `contexts`,
+    `weights_mb`, and which `engine` and `provider` run it and `why`. `tokens` since boot: `prefill`, `cached`, `decode`, `forced`;
+    `tokens_s`, of the last seconds: `prefill`, `decode`. `hit_rate` is the part of all prompt tokens that was found in the cache.
+    `ended` counts jobs by finish or error.
+    """
+
+    OP = "llm.stats"
+    RIGHT = "sys.read"
 
 
 class DefaultModel(Syscall, frozen=True):
-    """Which model of the store the next start takes, having made it `model` if that is given. → `{model}`, empty without any.
+    """Which model answers those who name none, now and after restarts, having made it `model` if that is given. → `{model}`, or empty
 
-    What is loaded now stays. Errors: `NOT_FOUND` (none of that name is installed). Since: 0.1.0.
+    It is loaded when it is first asked for; what is loaded now stays. Errors: `NOT_FOUND`, `INVALID_ARGUMENT` (it generates no text).
     """
 
     OP = "llm.default"
     RIGHT = "sys.control"
-    model: Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._\-]{0,79}$")] | None = None
+    model: ModelName | None = None
 
 
 # -- fn: functions that a running program lends to the model -----------------------------------------------------------
@@ -932,7 +1008,7 @@ TOPICS = {
     "proc.started": "a process is ready: {pid, name}",
     "proc.ended": "a process ended: {pid, name, reason}, the reason being exit, killed, or what the kernel did not like",
     "proc.limit": "a process used more than it may, and is ended: {pid, name, limit, used, allowed}; limit is memory, tasks, cpu or disk",
-    "sys.model": "the model's state changed: {state, model}",
+    "sys.model": "a model's state changed: {state, model, default}; default is whether it is the default one",
     "sys.shutdown": "the system is going down: {}",
     "approval.requested": "a call waits for the user's word: {id, op, holder, expires}",
     "approval.settled": "it was answered, used, or is over: {id, op, holder, state}",

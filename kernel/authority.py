@@ -24,6 +24,7 @@ from llmos.kernel import params
 from llmos.kernel.approvals import Approval, Approvals, Rule, State, Subject
 from llmos.kernel.audit import Audit, Kind
 from llmos.kernel.capability import USER, Capability, Scope, Table, normal_value
+from llmos.kernel.capability_quota import Account
 from llmos.kernel.capability_right import Approval as Asks
 from llmos.kernel.flow import Decision, Flow, Mode, Request, Verdict
 from llmos.kernel.journal import Journal, Kept
@@ -220,6 +221,10 @@ class Authority:
         finally:
             if self.caps.unsaved:
                 self._journal.set_spending(self.caps.take_unsaved())
+
+    def tokens_left(self, cap: Capability | None) -> tuple[Account, int] | None:
+        """The account that tokens under a capability are charged to, and what is left in it; None when they are not limited."""
+        return self.caps.drawn(cap, "tokens") if cap is not None else None
 
     # -- the decision ----------------------------------------------------------------------------------------------
 

@@ -66,6 +66,7 @@ class Call:
         "server",
         "started",
         "timer",
+        "wait_s",
     )  # fmt: skip
 
     def __init__(self, calls: Calls, id: int, conn: int, holder: str, header: Header) -> None:  # noqa: A002
@@ -91,6 +92,8 @@ class Call:
         self.parent: Call | None = None
         self.children: set[Call] = set()
         self.timer: Timer | None = None
+        self.wait_s = header.deadline_ms / 1000
+        """How long its caller wants to wait; 0 when it did not say."""
         self.done = False
         self.on_end: Callable[[], None] | None = None
         """Called once when it ends for any reason: gives back what was taken for it."""

@@ -185,7 +185,7 @@ class Table:
                     self._spend(cap.accounts[0], 1)
                 return cap
         if empty is not None:
-            raise _used_up(holder, empty)
+            raise used_up(holder, empty)
         raise self._missing(holder, object_, verb, values)
 
     def charge(self, cap: Capability, *, bytes: int = 0, tokens: int = 0) -> None:  # noqa: A002
@@ -204,12 +204,17 @@ class Table:
                 empty = account
             self._spend(account, min(wanted, left))
         if empty is not None:
-            raise _used_up(cap.holder, empty)
+            raise used_up(cap.holder, empty)
 
     def left(self, cap: Capability, unit: str) -> int | None:
         """How much of a unit is left in the present window; None when it is not limited."""
         now = self._now()
         return next((account.left(now) for account in cap.accounts if account.unit == unit), None)
+
+    def drawn(self, cap: Capability, unit: str) -> tuple[Account, int] | None:
+        """The account that a unit is charged to, which others may draw on too, and how much is left in it; None without a limit."""
+        now = self._now()
+        return next(((account, account.left(now)) for account in cap.accounts if account.unit == unit), None)
 
     def fitting(self, holder: str, object_: str, verb: str, values: Scope) -> Capability | None:
         """The capability that would allow a request of this kind, whatever is left of quotas. Nothing is charged."""
@@ -435,7 +440,8 @@ def _left_text(account: Account, now: float) -> str:
     return f"{account.unit}={account.left(now)}{period}"
 
 
-def _used_up(holder: str, account: Account) -> OpError:
+def used_up(holder: str, account: Account) -> OpError:
+    """What somebody hears who wants more than is left."""
     refills = account.refills()
     when = (
         "" if refills == math.inf else f"wait until {datetime.fromtimestamp(refills, UTC):%Y-%m-%d %H:%M:%S} UTC, or "

@@ -21,7 +21,7 @@ class Health:
 
     Args:
         send: a message to a connection.
-        core_silent: seconds since the core's last word, 0 while it has nothing to do.
+        core_stuck: how it was noticed that the core is stuck; empty when it is not.
         failed: told of one that does not answer, and how that was noticed.
     """
 
@@ -30,13 +30,13 @@ class Health:
         loop: Loop,
         processes: ProcessTable,
         send: Callable[[int, bytes, bytes], None],
-        core_silent: Callable[[], float],
+        core_stuck: Callable[[], str],
         failed: Callable[[Process, str], None],
     ) -> None:
         self._loop = loop
         self._processes = processes
         self._send = send
-        self._core_silent = core_silent
+        self._core_stuck = core_stuck
         self._failed = failed
         self._ids = itertools.count(_FIRST)
         self._open: dict[int, tuple[int, int]] = {}
@@ -68,10 +68,10 @@ class Health:
             else:
                 del self._open[process.conn]
                 self._failed(process, f"it did not answer for {params.PING_MISSES * params.PING_S:g} s")
-        silent = self._core_silent()
+        stuck = self._core_stuck()
         core = next((one for one in self._processes if one.kind is Kind.CORE), None)
-        if core is not None and silent > params.CORE_SILENT_S:
-            self._failed(core, f"it worked on something and said nothing for {params.CORE_SILENT_S:g} s")
+        if core is not None and stuck:
+            self._failed(core, stuck)
 
     def _ping(self, conn: int) -> None:
         number = next(self._ids)

@@ -20,6 +20,7 @@ from llmos.kernel import gate_frames, gates, jail, launch, net, params, syscalls
 from llmos.kernel import syscalls_authority as _more  # noqa: F401  (registers its handlers)
 from llmos.kernel import syscalls_code as _code  # noqa: F401
 from llmos.kernel import syscalls_driver as _drivers  # noqa: F401  (the same)
+from llmos.kernel import syscalls_llm as _llm  # noqa: F401
 from llmos.kernel.agents import Agents
 from llmos.kernel.approvals import Approval
 from llmos.kernel.apps import Apps
@@ -37,11 +38,12 @@ from llmos.kernel.engine import Engine
 from llmos.kernel.events import Events
 from llmos.kernel.forward import NOTHING, Forwarder
 from llmos.kernel.health import Health
-from llmos.kernel.inference import Model
+from llmos.kernel.inference import Inferences
 from llmos.kernel.journal import Journal
 from llmos.kernel.labels import BOTTOM, Label, Source
 from llmos.kernel.launch import Places
 from llmos.kernel.loop import Loop, Timer
+from llmos.kernel.models import Model, Models
 from llmos.kernel.peers import Peer, Peers
 from llmos.kernel.process import Kind, LogRing, Process, ProcessTable, State, now
 from llmos.kernel.programs import Programs
@@ -113,14 +115,25 @@ class Kernel:
         self.egress = net.Egress(
             loop, self.authority, self.processes, self._egress_up, self._restart_egress, self._anchor_soon
         )
-        self.model = Model(loop, places.models, self._model_changed, self.authority)
+        self.models = Models(places.models)
         self.supervisor = Supervisor(
             loop, report, self._command, self._process_ended, lambda kind: groups.prefix(kind.value)
         )
         self.agents = Agents(
             self.authority, self.programs, self.processes, self.supervisor, str(places.home), self.revoked
         )
-        self.health = Health(loop, self.processes, self.gates.message, self.model.silent_s, self.supervisor.put_down)
+        self.engine = Engine(
+            loop,
+            self.models,
+            self.processes,
+            self.supervisor,
+            stores.journal,
+            launch.core_folder(places),
+            self._model_changed,
+        )
+        self.inference = Inferences(loop, self.engine, self.models, self.authority)
+        self.engine.work = self.inference
+        self.health = Health(loop, self.processes, self.gates.message, self.engine.stuck, self.supervisor.put_down)
         self.watchdog = Watchdog(loop, self.processes, self._own_directory, self._serves, self._over_limit)
         self.code = CodeRuns(loop, places.state / "code", stores.journal, self.authority, self.processes, report)
         self.authority.judges[protocol.RunCode.OP] = self.code.judge
@@ -138,7 +151,6 @@ class Kernel:
             self.revoked,
             self._check_ready,
         )
-        self.engine = Engine(loop, self.model, self.processes, self.supervisor, stores.journal)
         self._clock_timer: Timer | None = None
         self._clock_due = float("inf")
         self._anchor: Timer | None = None
@@ -231,7 +243,7 @@ class Kernel:
             self.loop.later(0.05, self.loop.stop)  # the gates have a moment to send the last answers
             return
         if kinds[0] is Kind.CORE:
-            self.model.shutdown()
+            self.engine.shutdown()
         self.supervisor.stop_all(kinds[0])
 
         def look() -> None:
@@ -297,7 +309,7 @@ class Kernel:
             self.supervisor.lost(peer.process)
         self.calls.connection_gone(peer.conn, why)
         self.topics.gone(peer.conn)
-        self.model.connection_gone(peer.conn)
+        self.inference.connection_gone(peer.conn)
         self.forwarder.connection_gone(peer.conn)
         self.gates.drop(peer.conn)
 
@@ -519,7 +531,9 @@ class Kernel:
             address = paths.egress_socket(self.places.runtime)
             return launch.egress(self.egress.attach(), address, self.report.tier)
         if process.kind is Kind.CORE:
-            return launch.core(self.model.attach(), self.model.folders(), self.report.tier)
+            scratch = launch.core_folder(self.places)
+            launch.emptied(scratch)
+            return launch.core(self.engine.attach(), self.engine.folders(), scratch, self.report.tier)
         settings = self.choices.settings(process.name) if process.kind is Kind.DRIVER else None
         return launch.program(process, self.places, self.caps.held(process.name), self.report.tier, settings)
 
@@ -534,7 +548,7 @@ class Kernel:
                 self.loop.later(0, self.shutdown)
             return
         if process.kind is Kind.CORE:
-            self.model.detach(process, reason)
+            self.engine.detach(process, reason)
             return
         if process.kind is Kind.EGRESS:
             self.egress.detach()
@@ -542,7 +556,7 @@ class Kernel:
         self.egress.process_ended(process)
         if process.conn:
             self.peers.drop(process.conn, f"{process.name} ended ({reason})")
-        self.model.drop(process.name)
+        self.inference.drop(process.name)
         told = (
             reason if process.trouble else reason.partition(" ")[0].rstrip(":")
         )  # no more of its exit status than a word
@@ -554,6 +568,8 @@ class Kernel:
             self._check_ready()
 
     def _own_directory(self, process: Process) -> Path | None:
+        if process.kind is Kind.CORE:
+            return launch.core_folder(self.places)
         if process.kind is Kind.DRIVER:
             return launch.driver_folder(process.program, self.places)
         return process.own
@@ -624,10 +640,9 @@ class Kernel:
             elif process.name in holders and process.kind is Kind.AGENT:
                 self.supervisor.stop(process)  # its jail cannot be narrowed, and it cannot start again
 
-    def _model_changed(self) -> None:
-        if self.model.state in ("ready", "failed"):
-            self.engine.settled()
-        self.topics.publish("sys.model", {"state": self.model.state, "model": self.model.name or ""}, "kernel")
+    def _model_changed(self, model: Model, state: str) -> None:
+        default = model.name == self.models.default
+        self.topics.publish("sys.model", {"state": state, "model": model.name, "default": default}, "kernel")
 
     def _approval_changed(self, approval: Approval) -> None:
         """Written down and told at once; calls that wait for it go on when whoever changed it is done."""

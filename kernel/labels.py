@@ -15,7 +15,7 @@ How the kernel calls it:
 - `of(holder)` stamps every message a holder sends; a driver's nested call is stamped `of(driver) | parent request's label`.
 - `mark` for each call of a sink, so that `why` can explain it later; `ended` when a holder ceases to exist.
 - a context carries the join of its owner's label at each append, and the reply of a generation carries the context's.
-  Prefixes are cached within one context only, so text cached under one label is never reused under another.
+  Prefixes are cached apart for each label (`contexts.namespace`), so text cached under one label is never reused under another.
 
 Source: Denning, "A Lattice Model of Secure Information Flow" (CACM 1976); Costa et al., "Securing AI Agents with
 Information-Flow Control" (FIDES, 2025).

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,12 +60,13 @@ def egress(fd: int, address: Path, tier: Tier) -> Command:
     return Command(policy, "llmos.kernel.egress", (str(fd), str(address)), (fd,))
 
 
-def core(fd: int, folders: Sequence[Path], tier: Tier) -> Command:
-    """It sees the models it may load, and nothing else."""
+def core(fd: int, folders: Sequence[Path], scratch: Path, tier: Tier) -> Command:
+    """It sees the models, and a directory of its own for the contexts that it puts aside."""
     policy = Policy(
         read=tuple(folders),
+        write=(scratch,),
         kernel_modules=("core",),
-        limits=Limits(address_space=params.CORE_MEMORY, nice=params.NICE),
+        limits=Limits(address_space=params.CORE_MEMORY, file_size=params.SPILL_MOST, nice=params.NICE),
         tier=tier,
     )
     return Command(policy, "llmos.kernel.core", ("--fd", str(fd)), (fd,))
@@ -130,6 +132,27 @@ def _import_roots(manifest: DriverManifest | AgentManifest) -> tuple[Path, ...]:
 def agents_folder(places: Places) -> Path:
     """Where each agent has a directory of its own while it lives."""
     return places.state / "agents"
+
+
+def core_folder(places: Places) -> Path:
+    """The core's own directory; what is in it is worth nothing to the next core."""
+    return places.state / "core"
+
+
+def emptied(path: Path) -> Path:
+    """A private directory with nothing in it. Raises `OpError(UNAVAILABLE)`."""
+    try:
+        if path.is_symlink() or not path.is_dir():
+            path.unlink(missing_ok=True)
+        for left in private_directory(path).iterdir():
+            if left.is_dir() and not left.is_symlink():
+                shutil.rmtree(left)
+            else:
+                left.unlink()
+        path.chmod(0o700)
+    except OSError as error:
+        raise OpError(Code.UNAVAILABLE, f"{path} cannot be emptied: {error.strerror}", "remove it by hand") from None
+    return path
 
 
 def driver_folder(name: str, places: Places) -> Path:

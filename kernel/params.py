@@ -117,6 +117,16 @@ CLASS_WEIGHT_DEFAULT = 1.0  # share of a principal inside its class
 CORE_START_S = 2.0  # seconds after boot began at which the model is loaded although a driver is still starting
 TEXT_BYTES = 60_000  # of a generated text that the final reply repeats; a longer one is in the chunks alone
 LOAD_S = 300.0  # seconds a model may take to load
+LOAD_CRASHES = 2  # ends of the core in a row while it loads one model, after which that one is left out
+LOAD_KILLS = 4  # the same where somebody, or Linux for lack of memory, has killed it
+MODEL_SHARE = 0.6  # of the machine's memory, for models and their contexts (`LLMOS_MODEL_MEMORY` says otherwise)
+KV_LEAST = 256 << 20  # bytes of KV there are in any case
+KV_MOST = 16 << 30  # the same at most, where nothing else is said
+SPILL_SHARE = 0.1  # of the free disk, for contexts that are put aside
+SPILL_MOST = 4 << 30  # bytes of them at most
+CORE_DISK = SPILL_MOST + (64 << 20)  # bytes on disk that the core may take: what it has spilled, and a little
+CORE_FILES = 1_000  # files in its directory: it deletes each as soon as it is open
+RATE_S = 3.0  # seconds over which tokens per second are averaged
 CORE_MEMORY = 64 << 30  # bytes of address space of the core: weights are mapped
 GENERATE_S = 600.0  # seconds an inference without a deadline may take
 

@@ -87,6 +87,8 @@ class Scheduler:
     def admitted(self, job_id: int, unread: int, max_tokens: int, cached: int = 0) -> None:
         """What the core said of it: from now on it may run. A job that is not here any more is passed over.
 
+        Said again, outside of turns, when its conversation was paged: it begins anew.
+
         Args:
             unread: tokens to be prefilled.
             max_tokens: of the answer.
@@ -97,7 +99,7 @@ class Scheduler:
         job = self._find(job_id)
         if job is None:
             return
-        job.prompt, job.max_tokens = cached + unread, max_tokens
+        job.prompt, job.max_tokens, job.produced = cached + unread, max_tokens, 0
         self._kv.check(job)
         job.unread, job.state = unread, State.PREFILL
 

@@ -24,7 +24,6 @@ from llmos.kernel.flow import Mode
 from llmos.kernel.forward import Function, describe
 from llmos.kernel.labels import BOTTOM, Integrity, Label, Source, join
 from llmos.kernel.process import Kind, Process, State, own_rss_mb
-from llmos.kernel.values import bits, revealed
 
 if TYPE_CHECKING:
     from llmos.kernel.kernel import Kernel
@@ -105,7 +104,7 @@ def _ready(kernel: Kernel, request: Request, args: protocol.Ready) -> Result:
 
 @syscall(protocol.Status)
 def _status(kernel: Kernel, request: Request, args: protocol.Status) -> Result:  # noqa: ARG001
-    model = kernel.model
+    model = kernel.models.get(kernel.models.default or "")
     answer = {
         "version": VERSION,
         "uptime_s": round(kernel.loop.clock() - kernel.booted, 1),
@@ -117,7 +116,12 @@ def _status(kernel: Kernel, request: Request, args: protocol.Status) -> Result: 
         "socket": str(paths.bus_socket(kernel.places.runtime)),
         "tier": kernel.report.tier.value,
         "limits": {"by": "cgroup" if kernel.groups.works else "watchdog", "reason": kernel.groups.reason},
-        "model": {"name": model.name or "", "state": model.state, "problem": model.problem, **model.info},
+        "model": {
+            **(model.info if model is not None else {}),
+            "name": kernel.models.default or "",
+            "state": kernel.engine.state,
+            "problem": kernel.engine.problem,
+        },
         "counts": {
             "processes": len(kernel.processes),
             "calls": len(kernel.calls),
@@ -328,70 +332,6 @@ def _subscriptions(kernel: Kernel, request: Request, args: protocol.ListSubscrip
 def _unsubscribe(kernel: Kernel, request: Request, args: protocol.Unsubscribe) -> Result:
     kernel.topics.bus.unsubscribe(request.peer.conn, args.subscription)
     return {}
-
-
-# -- llm ---------------------------------------------------------------------------------------------------------------
-
-
-@syscall(protocol.Generate)
-def _generate(kernel: Kernel, request: Request, args: protocol.Generate) -> Result:
-    kernel.model.generate(request.call, args, request.peer.holder)
-    return None
-
-
-@syscall(protocol.OpenContext)
-def _open(kernel: Kernel, request: Request, args: protocol.OpenContext) -> Result:  # noqa: ARG001
-    return {
-        "context": kernel.model.open(request.peer.holder, 0 if request.peer.process is not None else request.peer.conn)
-    }
-
-
-@syscall(protocol.CloseContext)
-def _close(kernel: Kernel, request: Request, args: protocol.CloseContext) -> Result:
-    kernel.model.close(args.context, request.peer.holder)
-    return {}
-
-
-@syscall(protocol.Embed)
-def _embed(kernel: Kernel, request: Request, args: protocol.Embed) -> Result:
-    kernel.model.embed(request.call, args, request.peer.holder)
-    return None
-
-
-@syscall(protocol.Extract)
-def _extract(kernel: Kernel, request: Request, args: protocol.Extract) -> Result:
-    """The bits are spent before the model runs, whatever it answers."""
-    holder = request.peer.holder
-    values = [kernel.authority.values.get(holder, handle) for handle in args.values]
-    label = join((request.call.label, *(value.label for value in values)))
-    kernel.authority.task(holder).budget.spend(bits(args.schema))
-    texts = [_text(wire.decode(value.body)) for value in values]
-
-    def reveal(text: str) -> tuple[dict[str, Any], Label]:
-        try:
-            answer = msgspec.json.decode(text)
-        except msgspec.DecodeError:
-            raise OpError(Code.UNAVAILABLE, "llm.extract: the model gave no answer", "ask a simpler question") from None
-        return {"answer": answer}, request.call.label | revealed(args.schema, answer, label)
-
-    kernel.model.extract(request.call, args, holder, texts, label, reveal)
-    return None
-
-
-def _text(value: Any) -> str:
-    return value if isinstance(value, str) else msgspec.json.encode(value).decode()
-
-
-@syscall(protocol.LoadModel)
-def _load(kernel: Kernel, request: Request, args: protocol.LoadModel) -> Result:
-    kernel.engine.load(args.model)
-    kernel.model.loaded(request.call, lambda: kernel.journal.set("model", args.model))
-    return None
-
-
-@syscall(protocol.DefaultModel)
-def _default(kernel: Kernel, request: Request, args: protocol.DefaultModel) -> Result:  # noqa: ARG001
-    return {"model": kernel.engine.default(args.model) or ""}
 
 
 # -- fn ----------------------------------------------------------------------------------------------------------------

@@ -70,7 +70,9 @@ class Allowed:
             return cls(params.DRIVER_PSS, params.DRIVER_DISK, params.DRIVER_FILES, params.DRIVER_BURN_S)
         if kind == "code":
             return cls()  # by its call, and looked at by `code.py`
-        return cls(params.CORE_PSS if kind == "core" else params.GATE_MEMORY)
+        if kind == "core":
+            return cls(params.CORE_PSS, params.CORE_DISK, params.CORE_FILES)
+        return cls(params.GATE_MEMORY)
 
     def describe(self) -> dict[str, Any]:
         """Its part of a row of `proc.list`."""

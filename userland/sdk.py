@@ -10,6 +10,7 @@ Every method raises `OpError`; switch on its `code`. A client is thread-safe.
 
 from __future__ import annotations
 
+import contextlib
 import contextvars
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, overload
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
     from llmos.ipc import embedding
 
-__all__ = ["AppKey", "Client", "Code", "Effect", "Event", "Generation", "OpError", "Stream", "Unreachable"]
+__all__ = ["AppKey", "Client", "Code", "Context", "Effect", "Event", "Generation", "OpError", "Stream", "Unreachable"]
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -60,17 +61,66 @@ class Generation(Iterator[str]):
 
     @property
     def finish(self) -> str:
-        """Why it ended: `stop`, `eos`, `length` or `cancelled`."""
+        """Why it ended: `stop`, `eos` or `length`."""
         return str(self.result["finish"])
 
     @property
     def usage(self) -> dict[str, int]:
-        """Tokens: `{prompt, cached, completion}`."""
+        """Tokens: `{prompt, cached, completion, forced}`."""
         return dict(self.result["usage"])
 
     def cancel(self) -> None:
         """Stop the model; the generation then ends with `CANCELLED`."""
         self._stream.cancel()
+
+
+class Context:
+    """A conversation that the model keeps: what it has read is not read again. Open one with `Client.context`.
+
+        with client.context() as chat:
+            chat.append(messages=[{"role": "system", "content": rules}])
+            for text in chat.generate(messages=[{"role": "user", "content": "Hello!"}]):
+                print(text, end="")
+
+    One call at a time: a second one raises `OpError(CONFLICT)`. A context of a core that crashed raises `PEER_DIED`.
+    """
+
+    def __init__(self, client: Client, number: int) -> None:
+        self._client = client
+        self.number = number
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with contextlib.suppress(OpError):  # it is over either way, and ends with the program at the latest
+            self.close()
+
+    def append(
+        self,
+        prompt: str | None = None,
+        *,
+        messages: Sequence[Mapping[str, str]] | None = None,
+        timeout: float | None = None,
+        **options: Any,
+    ) -> dict[str, int]:
+        """Put it at the end and read it now: `{tokens, cached}`, of the whole context. `options`: `job_class`."""
+        args = _given(context=self.number, prompt=prompt, messages=_plain(messages), **options)
+        return dict(self._client.call("llm.append", args, timeout=timeout))
+
+    def generate(self, prompt: str | None = None, **options: Any) -> Generation:
+        """Put it at the end, and the model's answer behind it; with nothing given the model goes on. `options`: `Client.generate`'s."""
+        return self._client.generate(prompt, context=self.number, **options)
+
+    def fork(self) -> Context:
+        """Another with all that this one has, which goes its own way from here; nothing is computed."""
+        return Context(self._client, int(self._client.call("llm.fork", context=self.number)["context"]))
+
+    def close(self) -> None:
+        """What still runs in it ends with `CANCELLED`. Raises `OpError(NOT_FOUND)` when it is closed already."""
+        self._client.call("llm.close", context=self.number)
 
 
 class Client:
@@ -138,21 +188,24 @@ class Client:
         """Text from the model: of a raw `prompt`, or of `messages` (`{role, content}`) by the model's chat template.
 
         At most one of `schema` (JSON Schema), `regex` and `choices` constrains it. `sampling` takes what else
-        `llm.generate` does: `top_k top_p min_p repetition_penalty seed context job_class`.
+        `llm.generate` does: `top_k top_p min_p repetition_penalty seed speculate model context job_class`.
         """
-        given = {
-            "prompt": prompt,
-            "messages": messages and [dict(message) for message in messages],
-            "stop": list(stop) or None,
-            "schema": schema and dict(schema),
-            "regex": regex,
-            "choices": choices and list(choices),
+        args = _given(
+            prompt=prompt,
+            messages=_plain(messages),
+            stop=list(stop) or None,
+            schema=schema and dict(schema),
+            regex=regex,
+            choices=choices and list(choices),
             **sampling,
-        }
-        args = {key: value for key, value in given.items() if value is not None}
+        )
         return Generation(
             self.stream("llm.generate", args, timeout=timeout, max_tokens=max_tokens, temperature=temperature)
         )
+
+    def context(self, model: str | None = None) -> Context:
+        """A new, empty context of a model that is loaded, or of the default. Close it, or use it in a `with`."""
+        return Context(self, int(self.call("llm.open", _given(model=model))["context"]))
 
     def embed(self, texts: Sequence[str]) -> embedding.Vectors:
         """One row of length 1 per text, in order: float32 `[len(texts), dim]`."""
@@ -279,3 +332,12 @@ class Client:
             incoming.fail(OpError(Code.INTERNAL, f"{incoming.header.op}: {type(error).__name__}"))
         finally:
             _serving.reset(token)
+
+
+def _given(**args: Any) -> dict[str, Any]:
+    """The arguments that were given."""
+    return {key: value for key, value in args.items() if value is not None}
+
+
+def _plain(messages: Sequence[Mapping[str, str]] | None) -> list[dict[str, str]] | None:
+    return None if messages is None else [dict(message) for message in messages]

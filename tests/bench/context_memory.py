@@ -29,7 +29,7 @@ def idle(core: CoreProcess) -> float:
         job = core.admit(context=core.open(), prompt=f"{number}. {text}", max_tokens=1)
         assert job
         core.finish()
-    return (core.rss() - before) / (core.kv["cache"] - held)
+    return float((core.rss() - before) / (core.kv["cache"] - held))
 
 
 def churn(core: CoreProcess, seconds: float, chance: random.Random) -> tuple[int, int]:

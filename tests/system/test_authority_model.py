@@ -64,13 +64,16 @@ def test_tokens_are_counted_while_they_come(world: System) -> None:
     assert [step.get("error") for step in done] == ["BUDGET", "BUDGET"]
 
 
-def test_a_prefix_is_not_shared_between_contexts(world: System) -> None:
-    """The same text in another's context, or in another one of one's own, comes from no cache."""
+def test_a_prefix_is_shared_within_a_label_only(world: System) -> None:
+    """What an agent that has read mail has the model read comes from no cache for the user; for another like it, it does."""
     text = "The password of the safe is four seven one one, and nobody knows it but me. " * 4
+    write = {"op": "llm.generate", "args": {"prompt": text, "max_tokens": 1}}
+    rights = ["post.read", "llm.generate"]
+    assert run(world, READ, write, allow=rights)[1]["result"]["usage"]["cached"] == 0
     connection = world.connect()
-    first = connection.call("llm.open")["context"]
-    connection.call("llm.generate", {"prompt": text, "context": first, "max_tokens": 1})
-    again = connection.call("llm.generate", {"prompt": text, "max_tokens": 1})
-    second = connection.call("llm.open")["context"]
-    other = connection.call("llm.generate", {"prompt": text, "context": second, "max_tokens": 1})
-    assert (again["usage"]["cached"], other["usage"]["cached"]) == (0, 0)
+    probe = connection.call("llm.generate", {"prompt": text, "max_tokens": 1})
+    number = connection.call("llm.open")["context"]
+    other = connection.call("llm.generate", {"prompt": text + "!", "context": number, "max_tokens": 1})
+    assert probe["usage"]["cached"] == 0
+    assert other["usage"]["cached"] > 50, "of the user's own"
+    assert run(world, READ, write, allow=rights)[1]["result"]["usage"]["cached"] > 50

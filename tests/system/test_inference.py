@@ -40,6 +40,34 @@ def test_text_streams_and_adds_up(with_model: System) -> None:
     assert "".join(chunk["text"] for chunk in chunks) == stream.result["text"]
     assert stream.result["usage"]["completion"] == sum(chunk["tokens"] for chunk in chunks) == 40
     assert stream.result["finish"] == "length"
+    assert set(stream.result["timings"]) == {"queue", "prefill", "decode", "first_text", "total"}
+
+
+def test_a_prompt_that_was_read_before_is_not_read_again(with_model: System) -> None:
+    """Whoever asks, without a context: only its last tokens are computed, and the answer is the same."""
+    long = "The lighthouse keeper wrote down the weather every hour. " * 20
+    first = generate(with_model.connect(), prompt=long)
+    second = generate(with_model.connect(), prompt=long)
+    assert second["text"] == first["text"]
+    assert second["usage"]["cached"] > 0.9 * second["usage"]["prompt"]
+
+
+def test_the_statistics_say_what_runs_and_why(with_model: System) -> None:
+    """The engine and provider of the model with the reason, tokens and hits; and one line in the log for each job."""
+    connection = with_model.connect()
+    before = connection.call("llm.stats")
+    generate(connection, max_tokens=7)
+    after = connection.call("llm.stats")
+    assert after["tokens"]["decode"] == before["tokens"]["decode"] + 7
+    assert after["tokens_s"]["decode"] > 0
+    model = next(row for row in after["models"] if row["default"])
+    assert model["state"] == "ready"
+    assert model["engine"] in ("batched", "genai")
+    assert model["provider"]
+    assert model["why"]
+    line = json.loads([line for line in with_model.log().splitlines() if '"job.done"' in line][-1])
+    assert line["decode"] == 7
+    assert {"queue_ms", "prefill_ms", "first_text_ms", "total_ms", "cached", "forced", "finish"} <= set(line)
 
 
 def test_greedy_text_does_not_depend_on_the_company(with_model: System) -> None:
@@ -120,24 +148,6 @@ def test_a_choice_is_one_of_the_choices(with_model: System) -> None:
     assert generate(connection, regex="[0-9]{3}-[0-9]{2}")["text"].replace("-", "").isdecimal()
 
 
-def test_a_context_keeps_what_it_has_read(with_model: System) -> None:
-    """The second turn reads only what is new, and nobody else can use it."""
-    connection, other = with_model.connect(), with_model.connect()
-    number = connection.call("llm.open")["context"]
-    first = [{"role": "user", "content": "My name is Ada. " * 30 + "Say hello."}]
-    answer = generate(connection, prompt=None, messages=first, context=number, max_tokens=10)["text"]
-    second = [*first, {"role": "assistant", "content": answer}, {"role": "user", "content": "What is my name?"}]
-    warm = generate(connection, prompt=None, messages=second, context=number, max_tokens=10)
-    cold = generate(connection, prompt=None, messages=second, max_tokens=10)
-    assert warm["usage"]["cached"] > 100
-    assert cold["usage"]["cached"] == 0
-    assert warm[
-        "text"
-    ]  # which words may differ: a token's cache entry is rounded otherwise when decoded than when read
-    connection.call("llm.close", {"context": number})
-    assert failure(other, context=number).code is Code.NOT_FOUND
-
-
 @pytest.mark.parametrize(
     ("args", "code", "says"),
     [
@@ -148,6 +158,8 @@ def test_a_context_keeps_what_it_has_read(with_model: System) -> None:
         ({"regex": "("}, Code.INVALID_ARGUMENT, "regex"),
         ({"choices": ["a"], "regex": "a"}, Code.INVALID_ARGUMENT, "constraint"),
         ({"context": 12345}, Code.NOT_FOUND, "context"),
+        ({"model": "no-such-model"}, Code.NOT_FOUND, "no-such-model"),
+        ({"model": "minilm"}, Code.INVALID_ARGUMENT, "minilm"),
     ],
 )
 def test_a_request_that_cannot_be_served_says_why(

@@ -302,7 +302,8 @@ def test_models_of_this_machine(
 ) -> None:
     """Installed models are listed with what is wrong with them and which is loaded, shown, and removed."""
     monkeypatch.setenv("LLMOS_MODELS", str(tmp_path))
-    kernel.answers["sys.status"] = lambda _: {"model": {"name": "small", "state": "ready"}}
+    row = {"name": "small", "state": "ready", "default": True, "engine": "batched", "provider": "cpu", "why": "it can"}
+    kernel.answers["llm.stats"] = lambda _: {"models": [row]}
     assert main.run(["model", "ls"]) == 0
     assert "llmosctl model pull" in capsys.readouterr().err
     _install(tmp_path, "small", parameters=135_000_000, context=2048, architecture="llama", license="Apache-2.0")
@@ -310,13 +311,92 @@ def test_models_of_this_machine(
     (tmp_path / "torn" / "model.onnx").unlink()
     assert main.run(["model", "ls"]) == 0
     out = capsys.readouterr().out.splitlines()
-    assert out[1].split() == ["small", "generator", "llama", "135", "M", "2048", "1", "Apache-2.0", "ready"]
+    assert out[1].split() == ["small", "generator", "llama", "135", "M", "2048", "1", "Apache-2.0", "ready,", "default"]
     assert "model.onnx missing" in out[2]
     assert main.run(["model", "show", "small", "-o", "json"]) == 0
-    assert json.loads(capsys.readouterr().out)["state"] == "ready"
+    shown = json.loads(capsys.readouterr().out)
+    assert (shown["state"], shown["engine"], shown["why"]) == ("ready, default", "batched", "it can")
     assert main.run(["model", "show", "other"]) == 3
     assert main.run(["model", "rm", "torn"]) == 0
     assert not (tmp_path / "torn").exists()
+
+
+STATS = {
+    "jobs": [
+        {"class": "interactive", "new": 1, "prefill": 2, "decode": 3, "parked": 0},
+        {"class": "background", "new": 0, "prefill": 0, "decode": 1, "parked": 4},
+    ],
+    "running": 4,
+    "contexts": 7,
+    "kv": {"rows": 1e6, "cache": 2e6, "spilled": 5e6, "reserved": 4e6, "limit": 2e9, "spill_limit": 0},
+    "weights": {"used": 100, "limit": 200},
+    "models": [
+        {"name": 'a"b', "kind": "generator", "state": "ready", "engine": "batched", "provider": "cpu", "why": ""}
+    ],
+    "tokens": {"prefill": 10, "cached": 30, "decode": 20, "forced": 5},
+    "tokens_s": {"prefill": 99.0, "decode": 41.0},
+    "hit_rate": 0.75,
+    "ended": {"stop": 2, "BUDGET": 1},
+    "turns": 8,
+    "steps": 9,
+    "rows": 12,
+    "prefill_s": 0.5,
+    "decode_s": 1.5,
+}
+
+
+def test_top_shows_what_the_models_do(kernel: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    """Jobs, queue by class, contexts, tokens per second, KV and hits stand above the processes; who may not see them sees those alone."""
+    row = {
+        "pid": 1,
+        "name": "core",
+        "state": "ready",
+        "cpu_pct": 1,
+        "rss_mb": 5,
+        "disk_mb": 0,
+        "started": 0,
+        "cpu_s": 0,
+    }
+    kernel.answers["proc.list"] = lambda _: {"processes": [row]}
+    kernel.answers["llm.stats"] = lambda _: STATS
+    assert main.run(["top"]) == 0
+    out = capsys.readouterr().out
+    for said in (
+        "4 in this turn, 4 decode",
+        "3 interactive, 4 background",
+        "41 decode",
+        "contexts 7",
+        "3 of 2000 MB",
+        "75 %",
+    ):
+        assert said in out
+    kernel.answers["llm.stats"] = _failing(Code.DENIED)
+    assert main.run(["top"]) == 0
+    assert "core" in capsys.readouterr().out
+
+
+def test_metrics_are_in_prometheus_text_format(kernel: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    """Each metric has its help and type once, its values behind, and a hostile name stays inside its quotes."""
+    kernel.answers["sys.status"] = lambda _: {"uptime_s": 5.5}
+    kernel.answers["llm.stats"] = lambda _: STATS
+    row = {"pid": 1, "name": "core", "kind": "core", "rss_mb": 5, "cpu_s": 2.5}
+    kernel.answers["proc.list"] = lambda _: {"processes": [row]}
+    assert main.run(["metrics"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    for wanted in (
+        'llmos_jobs{class="interactive",state="prefill"} 2',
+        'llmos_tokens_total{kind="forced"} 5',
+        'llmos_jobs_ended_total{how="BUDGET"} 1',
+        "llmos_cache_hit_ratio 0.75",
+        "llmos_kv_limit_bytes 2000000000",
+        'llmos_model_ready{model="a\\"b",kind="generator",engine="batched",provider="cpu"} 1',
+        'llmos_process_memory_bytes{name="core",kind="core"} 5000000',
+    ):
+        assert wanted in lines
+    names = [line.split()[2] for line in lines if line.startswith("# TYPE")]
+    assert len(names) == len(set(names))
+    for line in lines:
+        assert line.startswith("# ") or line.split("{")[0].split(" ")[0] in names
 
 
 def test_catalogue_is_shown(kernel: Any, capsys: pytest.CaptureFixture[str]) -> None:

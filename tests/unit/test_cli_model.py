@@ -106,8 +106,8 @@ def test_default_asks_the_kernel(kernel: Any, capsys: pytest.CaptureFixture[str]
 
 def test_show_says_what_runs_the_loaded_model(kernel: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Engine, provider and the reason as the system tells them, of the model that is loaded and of no other."""
-    status = {"name": "a", "state": "ready", "engine": "batched", "provider": "cpu", "why": "a known graph"}
-    kernel.answers["sys.status"] = lambda _: {"model": status}
+    row = {"name": "a", "state": "ready", "engine": "batched", "provider": "cpu", "why": "a known graph"}
+    kernel.answers["llm.stats"] = lambda _: {"models": [row]}
     for name in ("a", "b"):
         install(tmp_path, name)
     assert main.run(["model", "show", "a", "-o", "json"]) == 0

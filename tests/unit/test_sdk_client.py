@@ -114,6 +114,37 @@ def test_generate_streams(client: Client, gate_double: Any) -> None:
     }
 
 
+def test_a_context_is_used_and_closed(client: Client, gate_double: Any) -> None:
+    """Append, generate, fork and close name the context; leaving the block closes it, even when the core has lost it."""
+    answer = {"text": "Hi", "finish": "stop", "usage": {}}
+    gate_double.answers |= {
+        "llm.open": lambda _: {"context": 7},
+        "llm.fork": lambda _: {"context": 8},
+        "llm.append": lambda _: {"tokens": 5, "cached": 1},
+        "llm.generate": lambda _: answer,
+        "llm.close": lambda _: {},
+    }
+    with client.context(model="small") as chat:
+        assert chat.append("rules") == {"tokens": 5, "cached": 1}
+        assert chat.generate(max_tokens=3).text == "Hi"
+        with chat.fork() as other:
+            assert other.number == 8
+    model = [(op, args) for op, args in gate_double.log if op.startswith("llm.")]
+    assert model[:3] == [
+        ("llm.open", {"model": "small"}),
+        ("llm.append", {"context": 7, "prompt": "rules"}),
+        ("llm.generate", {"context": 7, "max_tokens": 3, "temperature": 0.0}),
+    ]
+    assert [args["context"] for op, args in model if op == "llm.close"] == [8, 7]
+
+    def gone(_: dict[str, Any]) -> dict[str, Any]:
+        raise OpError(Code.NOT_FOUND, "no context 7 of yours")
+
+    gate_double.answers["llm.close"] = gone
+    with client.context():
+        pass
+
+
 def test_embed_batches(client: Client, gate_double: Any) -> None:
     """Any number of texts, of any length, fit the wire; the vectors come back in the order of the texts."""
 

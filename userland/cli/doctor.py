@@ -166,6 +166,7 @@ def _system() -> Iterator[Check]:
         with session.connect() as client:
             status = client.call("sys.status", timeout=5)
             drivers = client.call("driver.list", timeout=5)["drivers"]
+            models = client.call("llm.stats", timeout=5)["models"]
     except Unreachable as error:
         yield Check("warn", "system", error.detail, error.hint or "")
         return
@@ -174,17 +175,20 @@ def _system() -> Iterator[Check]:
         return
     detail = f"llmos {status['version']} runs, pid {status['pid']}, {status['rss_mb']:.0f} MB, tier {status['tier']}"
     yield Check("ok", "system", detail)
-    yield _model(status["model"])
+    if not models:
+        yield Check("warn", "model", "none is loaded", "llmosctl model load NAME, one of `llmosctl model ls`")
+    yield from map(_model, models)
     for driver in drivers:
         yield _driver(driver)
 
 
 def _model(model: dict[str, Any]) -> Check:
-    if model["state"] == "none":
-        return Check("warn", "model", "none is loaded", "llmosctl model load NAME, one of `llmosctl model ls`")
+    """What runs it, and why that."""
     said = f"{model['name']}: {model['state']}"
     if model["state"] == "failed":
         return Check("fail", "model", f"{said}: {model['problem']}", "llmosctl logs core")
+    if model["engine"]:
+        said += f", by the {model['engine']} engine on {model['provider']} ({model['why']})"
     return Check("ok" if model["state"] == "ready" else "warn", "model", said)
 
 

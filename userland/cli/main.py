@@ -19,6 +19,7 @@ from llmos.userland.cli import (
     driver,
     event,
     failure,
+    metrics,
     model,
     perm,
     process,
@@ -45,7 +46,7 @@ def options(output: Output = Format.TABLE) -> None:
     """An operating system for local language models."""
 
 
-for part in (system, doctor, ask, process, top, call, approval, undo, why):
+for part in (system, doctor, ask, process, top, metrics, call, approval, undo, why):
     part.add_to(app)
 for noun in (model, driver, app_key, perm, approval, audit, event, code):
     app.add_typer(noun.app)

@@ -54,12 +54,12 @@ CATALOGUE = (
     Column("good for", lambda row: row["about"]),
 )
 RUNNING = ("engine", "provider", "why")
-"""What `sys.status` says of a model that is loaded and `model show` hands on, where it is said: what runs it, on what, and why."""
+"""What `model show` says of a model that is loaded: what runs it, on what, and why."""
 
 
 @app.command(epilog="Example: llmosctl model ls")
 def ls(output: Output = Format.TABLE) -> None:
-    """List the models on this machine, and which of them is loaded."""
+    """List the models on this machine, and which of them are loaded."""
     from llmos.userland.models import store
 
     loaded = _loaded()
@@ -69,12 +69,10 @@ def ls(output: Output = Format.TABLE) -> None:
 
 @app.command(epilog="Example: llmosctl model show smollm2-135m")
 def show(name: Annotated[str, typer.Argument(help="See `llmosctl model ls`.")], output: Output = Format.TABLE) -> None:
-    """Show one model: what it is, where it came from, where it lies."""
+    """Show one model: what it is, where it came from, where it lies, and what runs it and why."""
     from llmos.userland.models import store
 
-    loaded = _status()
-    running = {key: loaded[key] for key in RUNNING if key in loaded} if loaded.get("name") == name else {}
-    record({**_plain(store.show(name), _states(loaded)), **running}, output)
+    record(_plain(store.show(name), _loaded()), output)
 
 
 @app.command(epilog="Example: llmosctl model catalog -o json")
@@ -156,7 +154,7 @@ def import_(
 
 @app.command(epilog="Example: llmosctl model rm smollm2-135m")
 def rm(name: Annotated[str, typer.Argument(help="See `llmosctl model ls`.")], output: Output = Format.TABLE) -> None:
-    """Delete a model. One that is loaded answers until the next load or start."""
+    """Delete a model. One that is loaded answers until it is unloaded, or the system ends."""
     from llmos.userland.models import store
 
     freed = store.remove(name)
@@ -168,9 +166,26 @@ def rm(name: Annotated[str, typer.Argument(help="See `llmosctl model ls`.")], ou
 
 @app.command(epilog="Example: llmosctl model load smollm2-135m")
 def load(name: Annotated[str, typer.Argument(help="See `llmosctl model ls`.")], output: Output = Format.TABLE) -> None:
-    """Make a model the one that answers, now and after restarts."""
+    """Load a model beside those that are loaded. Where memory is short, idle ones go for it, and are named.
+
+    It answers those who ask for it by name, and everybody where there was no model before.
+    """
     with failure.model_is_meant():
-        record(session.ask_kernel("llm.load", {"model": name}, timeout=LOAD_S), output)
+        loaded = session.ask_kernel("llm.load", {"model": name}, timeout=LOAD_S)
+    if output is Format.TABLE:
+        record(loaded["model"], output)
+        if loaded["unloaded"]:
+            note(f"unloaded to make room: {', '.join(loaded['unloaded'])}")
+    else:
+        record(loaded, output)
+
+
+@app.command(epilog="Example: llmosctl model unload qwen2.5-coder-1.5b")
+def unload(
+    name: Annotated[str, typer.Argument(help="See `llmosctl model ls`.")], output: Output = Format.TABLE
+) -> None:
+    """Give a model's memory back. What runs on it ends; the default comes back when it is next asked for."""
+    record(session.ask_kernel("llm.unload", {"model": name}, timeout=LOAD_S), output)
 
 
 @app.command(epilog="Example: llmosctl model default qwen2.5-1.5b")
@@ -180,7 +195,7 @@ def default(
     ] = "",
     output: Output = Format.TABLE,
 ) -> None:
-    """Show or set the model that is taken at the next start. The one that answers now stays."""
+    """Show or set the model that answers those who name none, now and after restarts. It is loaded when it is first asked."""
     record(session.ask_kernel("llm.default", {"model": name} if name else {}), output)
 
 
@@ -237,26 +252,25 @@ def _of_catalogue(entry: Entry, here: Here) -> dict[str, Any]:
     return {**asdict(entry), "download": entry.download, "here": here.word, **asdict(here)}
 
 
-def _status() -> dict[str, Any]:
-    """What the system says of the model that is loaded; empty when no system runs."""
+def _loaded() -> dict[str, dict[str, Any]]:
+    """What the kernel says of each model that is loaded, or could not be; empty when no system runs."""
     try:
-        model: dict[str, Any] = session.ask_kernel("sys.status", timeout=5)["model"]
+        rows: list[dict[str, Any]] = session.ask_kernel("llm.stats", timeout=5)["models"]
     except OpError:
         return {}
-    return model
+    return {row["name"]: row for row in rows}
 
 
-def _states(model: dict[str, Any]) -> dict[str, str]:
-    return {model["name"]: model["state"]} if model.get("name") else {}
-
-
-def _loaded() -> dict[str, str]:
-    """The loaded model's name and state; empty when no system runs."""
-    return _states(_status())
-
-
-def _plain(model: Model, loaded: dict[str, str]) -> dict[str, Any]:
-    return {**asdict(model), "path": str(model.path), "state": loaded.get(model.name, "")}
+def _plain(model: Model, loaded: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    row = loaded.get(model.name, {})
+    state = row.get("state", "") + (", default" if row.get("default") else "")
+    return {
+        **asdict(model),
+        "path": str(model.path),
+        "state": state,
+        "problem": model.problem or row.get("problem", ""),
+        **{key: row[key] for key in RUNNING if row.get(key)},
+    }
 
 
 def _tell_made(model: Model, output: Format) -> None:

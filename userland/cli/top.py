@@ -1,4 +1,4 @@
-"""`top`: what every process uses, as it changes."""
+"""`top`: what the models do and what every process uses, as it changes."""
 
 from __future__ import annotations
 
@@ -9,17 +9,22 @@ import sys
 import termios
 import time
 import tty
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from llmos.ipc.errors import OpError
 from llmos.userland.cli import process, session, system
 from llmos.userland.cli.output import Column, Format, Output, rows
+from llmos.userland.visible import visible
 
 if TYPE_CHECKING:
+    from rich.console import Group
     from rich.table import Table
+
+    from llmos.userland.sdk import Client
 
 
 class Sort(StrEnum):
@@ -65,18 +70,21 @@ def top(
     sort: Annotated[Sort, typer.Option(help="What uses most of it comes first.")] = Sort.CPU,
     output: Output = Format.TABLE,
 ) -> None:
-    """Show what every process uses, again and again until q or Ctrl-C; once where the output is not a terminal.
+    """Show what the models do and what every process uses, again and again until q or Ctrl-C; once where the output is not a terminal.
 
-    % is of one processor since the look before; MB and DISK stand before what the process may have.
+    Above the processes: jobs that run and wait by class, contexts, tokens per second, memory for KV and how much of all prompts was
+    found in the cache. % is of one processor since the look before; MB and DISK stand before what the process may have.
     """
     with session.connect() as client:
         found = _sorted(process.processes(client), sort)
         if count == 1 or output is not Format.TABLE or not sys.stdout.isatty():
+            if output is Format.TABLE:
+                print(*_block(client), "", sep="\n")
             rows(found, COLUMNS, output)
             return
         from rich.live import Live
 
-        with _keys() as pressed, Live(_table(found), auto_refresh=False, screen=True) as live:
+        with _keys() as pressed, Live(_screen(found, _block(client)), auto_refresh=False, screen=True) as live:
             looks, last = 1, time.monotonic()
             while count == 0 or looks < count:
                 if pressed(every) in ("q", "Q", "\x04"):
@@ -84,7 +92,7 @@ def top(
                 now = time.monotonic()
                 seen = _since(process.processes(client), found, now - last)
                 found, last, looks = _sorted(seen, sort), now, looks + 1
-                live.update(_table(found), refresh=True)
+                live.update(_screen(found, _block(client)), refresh=True)
 
 
 def _sorted(found: list[dict[str, Any]], sort: Sort) -> list[dict[str, Any]]:
@@ -99,6 +107,43 @@ def _since(found: list[dict[str, Any]], before: list[dict[str, Any]], seconds: f
         if used > 0:
             row["cpu_pct"] = round(100 * used / max(seconds, 0.1))
     return found
+
+
+def _block(client: Client) -> list[str]:
+    """What the models do, in a few lines; nothing for who may not see it."""
+    try:
+        return block(client.call("llm.stats", timeout=5))
+    except OpError:
+        return []
+
+
+def block(stats: Mapping[str, Any]) -> list[str]:
+    """The lines above the processes, of `llm.stats`."""
+    waiting = {row["class"]: row["new"] + row["prefill"] + row["parked"] for row in stats["jobs"]}
+    decoding = sum(row["decode"] for row in stats["jobs"])
+    queued = ", ".join(f"{count} {name}" for name, count in waiting.items())
+    rate, kv = stats["tokens_s"], stats["kv"]
+    held, limit, spilled = (size / 1e6 for size in (kv["rows"] + kv["cache"], kv["limit"], kv["spilled"]))
+    models = ", ".join(f"{one['name']} ({_how(one)})" for one in stats["models"]) or "none"
+    return [
+        f"models    {visible(models)}",
+        f"jobs      {stats['running']} in this turn, {decoding} decode; waiting or reading: {queued}",
+        f"tokens/s  {rate['decode']:.0f} decode, {rate['prefill']:.0f} prefill; contexts {stats['contexts']}",
+        f"KV        {held:.0f} of {limit:.0f} MB, {spilled:.0f} MB on disk; {100 * stats['hit_rate']:.0f} % of prompts from the cache",
+    ]
+
+
+def _how(model: Mapping[str, Any]) -> str:
+    if model["state"] != "ready" or not model["engine"]:
+        return str(model["state"])
+    return f"{model['engine']}, {model['provider']}"
+
+
+def _screen(found: list[dict[str, Any]], lines: list[str]) -> Group:
+    from rich.console import Group
+    from rich.text import Text
+
+    return Group(*(Text(line, no_wrap=True, overflow="ellipsis") for line in lines), _table(found))
 
 
 def _of_limit(value: float, row: Any, name: str) -> str:
