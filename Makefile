@@ -85,8 +85,14 @@ fuzz: dev  ## a million malformed frames
 capabilities: dev  ## a million random operations on the capability table, against a model of it
 	$(BIN)/python -m tests.unit.capability_machine --operations 1000000
 
-reference: dev  ## llama.cpp, to measure against (compiles for minutes)
+reference: dev  ## llama.cpp, to measure against: its Python package, llama-server and llama-bench (compiles for minutes)
+	@command -v c++ >/dev/null && exit 0; \
+	install='apt-get update -qq && apt-get install -y -qq g++'; \
+	if command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ]; then echo "installing g++"; sh -c "$$install" >/dev/null; \
+	elif command -v apt-get >/dev/null && sudo -n true 2>/dev/null; then echo "installing g++"; sudo sh -c "$$install" >/dev/null; \
+	else echo "error: a C++ compiler is missing: install one with your package manager, e.g. sudo apt-get install g++"; exit 1; fi
 	$(BIN)/python -m pip install --quiet llama-cpp-python==0.3.36
+	$(BIN)/python -m tests.bench.reference
 
 perplexity: models reference  ## imported models against llama.cpp on the same file
 	$(BIN)/python -m tests.evals.architectures
