@@ -42,16 +42,16 @@ class Embedder:
                 folder / "model.onnx", options, providers=["CPUExecutionProvider"]
             )
             self._tokenizer = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+            self.dim = int(self._session.get_outputs()[0].shape[-1])
         except Exception as error:  # both libraries raise bare exceptions of their own
             raise OpError(Code.INVALID_ARGUMENT, f"the embedding model in {folder} does not load: {error}") from error
         self._tokenizer.enable_truncation(limits.EMBED_TOKENS)
         self._tokenizer.no_padding()
         self._inputs = {node.name for node in self._session.get_inputs()}
         self._cache: OrderedDict[str, NDArray[np.float32]] = OrderedDict()
-        self.dim = int(self._session.get_outputs()[0].shape[-1])
 
     def embed(self, texts: Sequence[str]) -> Generator[int, None, Vectors]:
-        """Yields after every run of the model the tokens it took, so that the caller may look up; returns the vectors.
+        """Yields after every run of the model the tokens it took, so that the caller may look up; returns the vectors. Raises `OpError`.
 
         Equal texts are computed once. Runs take texts of like length, since padding costs as much as text.
         """
@@ -74,7 +74,10 @@ class Embedder:
             yield batch
 
     def _run(self, rows: Sequence[list[int]]) -> Vectors:
-        """Source: Reimers and Gurevych 2019, Sentence-BERT, section 3 (mean over the tokens that are not padding)."""
+        """Raises `OpError(INTERNAL)`.
+
+        Source: Reimers and Gurevych 2019, Sentence-BERT, section 3 (mean over the tokens that are not padding).
+        """
         width = max(map(len, rows))
         ids = np.zeros((len(rows), width), dtype=np.int64)
         mask = np.zeros_like(ids)
@@ -82,7 +85,12 @@ class Embedder:
             ids[row, : len(tokens)] = tokens
             mask[row, : len(tokens)] = 1
         feeds = {"input_ids": ids, "attention_mask": mask, "token_type_ids": np.zeros_like(ids)}
-        hidden = self._session.run(None, {name: feeds[name] for name in self._inputs})[0]
+        try:
+            hidden = self._session.run(None, {name: feeds[name] for name in self._inputs})[0]
+        except Exception as error:  # the runtime's own are bare, and a file may want inputs that nobody has
+            raise OpError(
+                Code.INTERNAL, f"the embedding model failed: {type(error).__name__} {str(error)[:300]}"
+            ) from error
         weights = mask[..., None].astype(np.float32)
         means = (hidden * weights).sum(axis=1) / weights.sum(axis=1)
         vectors: Vectors = means / np.maximum(np.linalg.norm(means, axis=1, keepdims=True), 1e-12)

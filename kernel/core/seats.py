@@ -164,9 +164,8 @@ class KeptSeats:
         self._rooms: dict[int, int] = {}
 
     def seat(self, label: str, tokens: Sequence[int], room: int) -> Row | None:
-        room = (
-            1 << max(room - 1, limits.KEPT_ROOM - 1).bit_length()
-        )  # so that the next turn of this text finds place too
+        # More than is asked for, so that the next turn of this text finds place too.
+        room = 1 << max(room - 1, limits.KEPT_ROOM - 1).bit_length()
         fitting = [kept for kept in self._kept if kept[0] == label and kept[2] >= room]
         best = max(fitting, key=lambda kept: shared_length(kept[1].tokens, tokens), default=None)
         shared = 0 if best is None else shared_length(best[1].tokens, tokens[:-2]) & ~1

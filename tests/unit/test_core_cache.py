@@ -16,9 +16,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
+from llmos.kernel.core import limits
 from llmos.kernel.core.cache import PrefixCache
 from llmos.kernel.core.engine import KV
-from llmos.kernel.core.seats import CachedSeats, Memory
+from llmos.kernel.core.seats import CachedSeats, KeptSeats, Memory
 from llmos.kernel.core.spill import Spill, Spilled, SpillFull
 from tests.unit.core_doubles import KV_BYTES, CountingEngine, CountingRow, keys_and_values
 
@@ -263,6 +264,59 @@ def test_a_file_is_used_where_it_pays(spill: Spill) -> None:
         cache.shrink(0)
         assert cache.match("", text) == kept
     cache.clear()
+
+
+def test_no_label_finds_what_another_read(tmp_path: Path) -> None:
+    """Nothing is found under a label but what was read under it, known label or not, in cached rows and in kept ones."""
+    cache = PrefixCache(KV_BYTES)
+    insert(cache, "a", [1, 2, 3])
+    insert(cache, "b", [1, 5])
+    assert [cache.match(label, [1, 2, 3]) for label in ("a", "b", "")] == [3, 1, 0]
+    engine = CountingEngine(portable=False)
+    seats = KeptSeats(engine)
+    row = seats.seat("a", [1, 2, 3, 4], 8)
+    assert isinstance(row, CountingRow)
+    engine.extend(row, [1, 2, 3, 4])
+    seats.leave(row, "a")
+    seats.adopt("x", "b", [1, 2, 3, 4])
+    assert [seats.known(label, [1, 2, 3, 4]) for label in ("a", "b")] == [4, 0]
+    assert seats.seat("b", [1, 2, 3, 4, 5], 8) is not row
+    seats.adopt("a", "b", [1, 2, 3, 4, 5])
+    assert [seats.known(label, [1, 2, 3, 4]) for label in ("a", "b")] == [0, 4]
+    again = seats.seat("b", [1, 2, 3, 4, 5], 8)
+    assert again is row
+    assert row.tokens == [1, 2]
+
+
+def test_kept_rows_are_few_and_make_way(tmp_path: Path) -> None:
+    """Of rows that cannot be copied `KEPT_ROWS` stay after their texts; they go when somebody else needs a row."""
+    engine = CountingEngine(rows=6, portable=False)
+    seats = KeptSeats(engine)
+
+    def sit(first: int) -> CountingRow:
+        row = seats.seat("", [first, 1, 2, 3], 8)
+        assert isinstance(row, CountingRow)
+        engine.extend(row, [first, 1, 2, 3])
+        return row
+
+    for row in [sit(first) for first in range(6)]:
+        seats.leave(row, "")
+    assert len(engine.taken) == limits.KEPT_ROWS
+    rows = [sit(first) for first in range(10, 16)]
+    assert seats.seat("", [9], 8) is None
+    assert len(rows) == len(engine.taken) == 6
+
+
+def test_what_is_given_ends_at_an_even_place(tmp_path: Path) -> None:
+    """Where some of a known text has to go for the row that wants it, the rest is given up to an even place."""
+    memory, engine = Memory(100 * KV_BYTES), CountingEngine()
+    seats, text = CachedSeats(engine, KV_BYTES, memory), list(range(61))
+    for length in (21, 61):
+        insert(seats.cache, "", text[:length])
+    row = seats.seat("", text, 70)
+    assert isinstance(row, CountingRow)
+    assert seats.catch_up(row, "", text) == 20
+    assert len(row.tokens) == 20
 
 
 def test_what_was_used_lately_stays(tmp_path: Path) -> None:

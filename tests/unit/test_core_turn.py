@@ -117,6 +117,21 @@ def test_a_parked_job_is_read_again_when_memory_had_to_go(tmp_path: Path) -> Non
     assert text + ran["text"][1] == ":;<=>?@A"
 
 
+def test_growing_rows_push_the_cache_aside(tmp_path: Path) -> None:
+    """After a turn in which rows grew, rows and cache together are within the limit."""
+    desk = Desk(tmp_path, kv_bytes=60 * KV_BYTES)
+    desk.job(1, prompt="0123456789" * 3, max_tokens=25)
+    assert desk.run([1, 100])["kv"] == {
+        "rows": 30 * KV_BYTES,
+        "cache": 30 * KV_BYTES,
+        "spilled": 0,
+        "hit_tokens": 0,
+        "miss_tokens": 30,
+    }
+    kv = desk.run(None, [1, 20])["kv"]
+    assert (kv["rows"], kv["rows"] + kv["cache"] <= 60 * KV_BYTES) == (50 * KV_BYTES, True)
+
+
 @pytest.mark.parametrize("phase", ["admitted", "reading", "decoding", "parked", "paging"])
 @pytest.mark.parametrize("end", ["cancel", "close", "unload"])
 def test_a_job_can_be_ended_in_every_phase(desk: Desk, phase: str, end: str) -> None:
