@@ -274,7 +274,8 @@ def _session(graph: Path, provider: str) -> Any:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = runtime.threads()
     options.log_severity_level = 3  # the overridable input is meant
-    options.add_session_config_entry(*runtime.SPINNING)
+    for entry in runtime.SPINNING:
+        options.add_session_config_entry(*entry)
     known = onnxruntime.get_available_providers()
     chosen = "CPUExecutionProvider" if provider == "cpu" else provider
     if chosen not in known:

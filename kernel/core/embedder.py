@@ -36,7 +36,8 @@ class Embedder:
                 )
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = runtime.threads()
-        options.add_session_config_entry(*runtime.SPINNING)
+        for entry in runtime.SPINNING:
+        options.add_session_config_entry(*entry)
         try:
             self._session = onnxruntime.InferenceSession(
                 folder / "model.onnx", options, providers=["CPUExecutionProvider"]

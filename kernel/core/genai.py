@@ -45,7 +45,7 @@ class GenaiEngine:
             config = onnxruntime_genai.Config(str(folder))
             config.clear_providers()
             if provider == "cpu":
-                options = {"intra_op_num_threads": runtime.threads(), **dict([runtime.SPINNING])}
+                options = {"intra_op_num_threads": runtime.threads(), **dict(runtime.SPINNING)}
                 config.overlay(json.dumps({"model": {"decoder": {"session_options": options}}}))
             else:
                 config.append_provider(provider)

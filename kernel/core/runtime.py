@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 
-SPINNING = ("session.intra_op.allow_spinning", "0")
-"""Threads sleep while they wait: the kernel, the gate and the drivers share these cores, and a thread that spins for a
-partner which has lost its core halves the speed of both (measured: 30 instead of 55 tokens/s next to one busy process).
+SPINNING = (("session.intra_op.allow_spinning", "1"), ("session.intra_op.spin_duration_us", "50"))
+"""A thread that waits for its partners spins for as long as a hand-over between two operators takes, and then sleeps.
+
+Measured at 135M: a quarter more tokens/s than without spinning on an idle machine, as many as with endless spinning. Beside one busy
+process, with whom the processors are shared, endless spinning loses 38 %, this 22 %.
 """
 
 
