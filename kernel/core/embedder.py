@@ -37,7 +37,7 @@ class Embedder:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = runtime.threads()
         for entry in runtime.SPINNING:
-        options.add_session_config_entry(*entry)
+            options.add_session_config_entry(*entry)
         try:
             self._session = onnxruntime.InferenceSession(
                 folder / "model.onnx", options, providers=["CPUExecutionProvider"]
