@@ -19,7 +19,7 @@ from tests.bench.figures import percentile, report
 from tests.bench.live import booted, connect
 from tests.bench.prefix import first_text, words
 
-AGENTS, ROUNDS, PROMPT = 8, 8, 256
+AGENTS, ROUNDS, PROMPT, SLICE = 8, 8, 256, 128
 _numbers = itertools.count()
 
 
@@ -65,7 +65,8 @@ def main() -> None:
             time.sleep(1)
             without.append(ask(client, "background"))
             time.sleep(1)
-        slice_s = client.call("llm.stats", {})["slice_s"]
+        stats = client.call("llm.stats", {})
+        slice_s = SLICE * stats["prefill_s"] / stats["tokens"]["prefill"]
         ended.set()
         for agent in agents:
             agent.join()
