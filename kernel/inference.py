@@ -313,7 +313,8 @@ class Inferences:
 
     def model_ready(self, model: Model) -> None:
         """What waited for it can go."""
-        self._scheduler.set_model(model.name, int(model.info.get("kv_bytes", 0)))
+        rows = model.info.get("rows")
+        self._scheduler.set_model(model.name, int(model.info.get("kv_bytes", 0)), rows and int(rows))
         for context in self.contexts.of_model(model.name):
             self._open(context)
         for inference in list(self._jobs.values()):

@@ -53,9 +53,12 @@ class Scheduler:
         """Jobs that are here, in any state."""
         return sum(len(queue.jobs) for queue in self._queues.values())
 
-    def set_model(self, model: str, kv_bytes: int) -> None:
-        """`model` is loaded; each token of its KV takes `kv_bytes` bytes (0 for one without KV: an embedder)."""
-        self._kv.set_model(model, kv_bytes)
+    def set_model(self, model: str, kv_bytes: int, rows: int | None = None) -> None:
+        """`model` is loaded; each token of its KV takes `kv_bytes` bytes (0 for one without KV: an embedder).
+
+        At most `rows` of its jobs may be under way, prompts that are being read included; None for any number.
+        """
+        self._kv.set_model(model, kv_bytes, rows)
 
     def set_budget(self, principal: str, tokens: int | None, per_s: float = 3600.0) -> None:
         """In no `per_s` seconds may more than `tokens` be computed for `principal`; None lifts that.

@@ -103,11 +103,11 @@ class Draft:
 
     def _ready(self, queue: Queue) -> Iterator[Job]:
         """Those of the class that can run."""
-        room = self._kv.room(queue.job_class)
+        opens = self._kv.gate(queue.job_class)
         for job in queue.jobs.values():
             if job.unread is None or job.id in self._out:
                 continue
-            if job.kv or job.id in self._late or self._kv.start_bytes(job) <= room:
+            if job.kv or job.id in self._late or opens(job):
                 yield job
 
     def _turn(self, number: int, queue: Queue, ready: list[Job]) -> Turn | None:

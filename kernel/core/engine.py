@@ -27,6 +27,7 @@ class ModelInfo:
         bos: the token a text begins with, None for a model without one.
         eos: the tokens that end a text.
         kv_bytes: of one token in a context's cache.
+        rows: texts that may be worked on at once.
         chat: whether the folder has a chat template; without one, messages are rendered as ChatML.
         engine: `batched` or `genai`.
         why: the reason for that engine, a sentence for people.
@@ -42,6 +43,7 @@ class ModelInfo:
     eos: tuple[int, ...]
     kv_bytes: int
     chat: bool
+    rows: int = 0
     engine: str = ""
     why: str = ""
 
@@ -83,7 +85,7 @@ class Engine(Protocol[RowT]):
         """Feed one row its tokens, and return the logits after the last `told` of them, shape `(told, vocab)`.
 
         Blocks until the model has seen them. However a text is cut into calls, its logits are the same bit for bit as
-        long as every call but the last has an even number of tokens and none has one (see `job.next_slice`).
+        long as every call but the last has an even number of tokens and none has one (see `passage.next_slice`).
         """
 
     def step(self, rows: Sequence[RowT], tokens: Sequence[int]) -> Logits:

@@ -69,21 +69,24 @@ def load_model(folder: Path, provider: str, memory: Memory | None = None) -> Mod
     info, filename = _describe(folder, provider)
     tokenizer = _tokenizer(folder, info)
     template, warnings = _template(folder, tokenizer, info)
-    engine = _engine(folder, filename, provider, info.context)
-    info = replace(info, chat=not warnings, engine=engine.name, why=engine.why)
+    engine, used = _engine(folder, filename, provider, info.context)
+    info = replace(info, chat=not warnings, provider=used, rows=engine.rows, engine=engine.name, why=engine.why)
     seats = seats_for(engine, info.kv_bytes, memory or Memory())
     return Model(info, engine, seats, tokenizer, template, warnings)
 
 
-def _engine(folder: Path, filename: str, provider: str, window: int) -> Engine[Any]:
-    """The batched engine where it can run the graph; GenAI where it cannot, or where GenAI alone knows the provider."""
+def _engine(folder: Path, filename: str, provider: str, window: int) -> tuple[Engine[Any], str]:
+    """The batched engine where it can run the graph; GenAI where it cannot, or where GenAI alone knows the provider.
+
+    With the provider that runs it: GenAI knows none of plain ONNX Runtime's but the CPU's.
+    """
     # The runtimes are imported here and not at the top so that a core without a model starts at once.
     why = f"the provider {provider} is GenAI's"
     if provider == "cpu" or provider.endswith("ExecutionProvider"):
         from llmos.kernel.core.batched import BatchedEngine, Unfit
 
         try:
-            return BatchedEngine(folder, filename, provider, window)
+            return BatchedEngine(folder, filename, provider, window), provider
         except Unfit as reason:
             why = f"the batched engine does not know this graph: {reason}"
             provider = "cpu"
@@ -94,7 +97,7 @@ def _engine(folder: Path, filename: str, provider: str, window: int) -> Engine[A
             raise OpError(Code.INVALID_ARGUMENT, detail, _AGAIN) from error
     from llmos.kernel.core.genai import GenaiEngine
 
-    return GenaiEngine(folder, provider, window, why)
+    return GenaiEngine(folder, provider, window, why), provider
 
 
 def _describe(folder: Path, provider: str) -> tuple[ModelInfo, str]:

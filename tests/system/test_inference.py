@@ -88,6 +88,23 @@ def test_greedy_text_does_not_depend_on_the_company(with_model: System) -> None:
     assert together == alone
 
 
+def test_more_texts_than_rows_are_all_written(with_model: System) -> None:
+    """Twenty at once, where a model has sixteen rows at most: the others wait, and none fails."""
+    connections = [with_model.connect() for _ in range(20)]
+    outcome: list[int] = []
+
+    def run(index: int) -> None:
+        answer = generate(connections[index], prompt=f"{index}. {STORY}", max_tokens=60)
+        outcome.append(answer["usage"]["completion"])
+
+    threads = [threading.Thread(target=run, args=(index,)) for index in range(20)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert outcome == [60] * 20
+
+
 def test_an_interactive_job_does_not_wait_for_a_background_one(with_model: System) -> None:
     """It starts while the long one is under way, and the long one goes on afterwards to its end."""
     background, person = with_model.connect(), with_model.connect()

@@ -12,6 +12,8 @@ from llmos.kernel.scheduler import Job, Limits, Scheduler, Spent, State, Turn
 
 KV_BYTES, ROWS, AGING_S = 2000, 4, 5.0
 KV_PER_TOKEN = {"small": 1, "large": 3, "embedder": 0}
+ROWS_OF = {"small": 3, "large": 5, "embedder": None}
+"""How many jobs of each model may have KV at once."""
 PRINCIPALS = ("a", "b", "c", "d")
 
 
@@ -33,7 +35,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         limits = Limits(kv_bytes=KV_BYTES, kv_headroom=20, max_rows=ROWS, max_jobs=40, aging_s=AGING_S)
         self.scheduler = Scheduler(lambda: self.now, limits)
         for model, per_token in KV_PER_TOKEN.items():
-            self.scheduler.set_model(model, per_token)
+            self.scheduler.set_model(model, per_token, ROWS_OF[model])
 
     @rule(
         principal=st.sampled_from(PRINCIPALS),
@@ -137,6 +139,11 @@ class SchedulerMachine(RuleBasedStateMachine):
         if hasattr(self, "scheduler"):
             held = sum(job.kv * KV_PER_TOKEN[job.model] for job in self.jobs.values())
             assert self.scheduler.kv_reserved() == held <= KV_BYTES
+
+    @invariant()
+    def no_model_has_more_jobs_under_way_than_rows(self) -> None:
+        for model, rows in ROWS_OF.items():
+            assert rows is None or sum(job.model == model and job.kv > 0 for job in self.jobs.values()) <= rows
 
     @invariant()
     def budgets_are_never_exceeded(self) -> None:

@@ -265,3 +265,56 @@ def test_long_prompts_do_not_take_kv_from_each_other_for_ever() -> None:
         read.update({row.job: row.prefill for row in spent})
     assert (read[first.id], read[second.id]) == (8000, 9000)
     assert [job for _, turn, _ in world.turns for job in turn.park] == [small]
+
+
+def held(world: World) -> Counter[str]:
+    """Rows by principal."""
+    return Counter(record.arrival.principal for record in world.core.records.values() if record.job.kv)
+
+
+def test_rows_are_shared_and_never_more_than_there_are() -> None:
+    """Who has all rows of a model gives half of them to another who comes, whose jobs are many too; all jobs end."""
+    world = World()
+    world.scheduler.set_model("", 1, 4)
+    jobs = [world.submit("first", output=600) for _ in range(10)]
+    while world.core.now < 2:
+        world.turn()
+    assert held(world) == {"first": 4}
+    jobs += [world.submit("second", output=600) for _ in range(10)]
+    while world.core.now < 4:
+        world.turn()
+    assert held(world) == {"first": 2, "second": 2}
+    while len(world.scheduler):
+        world.turn()
+        assert held(world).total() <= 4
+    assert all(job.produced == 600 for job in jobs)
+    assert empty(world.scheduler)
+
+
+def test_a_sooner_class_takes_a_row() -> None:
+    """Where all rows are taken by a later class, its last arrival gives its own up, at once."""
+    world = World()
+    world.scheduler.set_model("", 1, 2)
+    background = [world.submit(name, BACKGROUND, output=300) for name in "abc"]
+    while world.core.now < 2:
+        world.turn()
+    user = world.submit("user", INTERACTIVE)
+    turn = world.turn()
+    assert turn.park == (background[1],)
+    assert turn.prefill is not None
+    assert turn.prefill.job is user
+    world.core.run()
+    assert empty(world.scheduler)
+
+
+def test_who_waits_for_a_row_is_not_forgotten() -> None:
+    """Where more principals than rows have long answers to make, each of them runs within two agings, and none reads a prompt twice
+    in that time."""
+    world = World(Limits(aging_s=2.0))
+    world.scheduler.set_model("", 1, 2)
+    jobs = [world.submit(name, output=3000) for name in "abcd"]
+    while world.core.now < 9:
+        world.turn()
+    assert all(job.first_run is not None and job.first_run < 4.5 for job in jobs)
+    parks = Counter(job.principal for _, turn, _ in world.turns for job in turn.park)
+    assert max(parks.values()) <= 4
