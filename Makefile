@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 export ORT_DISABLE_TELEMETRY := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: check dev system models run test lint types fmt wheel bench evals agentdojo attacks kills escapes races fuzz capabilities reference perplexity lock clean help
+.PHONY: check dev system models run test lint types fmt wheel bench soak evals agentdojo attacks kills escapes races fuzz capabilities reference perplexity lock clean help
 
 check: lint types test  ## lint, types and tests: what a change must pass
 
@@ -60,6 +60,9 @@ wheel: dev  ## build dist/*.whl (cleans first: a stale build directory would shi
 
 bench: models  ## benchmarks: tables here, figures in build/figures
 	$(BIN)/python -m tests.bench
+
+soak: models  ## an hour of contexts opened, forked, cancelled and closed: what that leaves behind in memory and descriptors
+	$(BIN)/python -m tests.bench.context_memory --minutes 60
 
 evals: models  ## answers: right articles with the embedded model, and with the 1.5B if it is there
 	$(BIN)/python -m tests.evals.articles --model smollm2-135m --model qwen2.5-coder-1.5b

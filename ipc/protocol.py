@@ -358,7 +358,8 @@ class Generate(Syscall, frozen=True):
     Exactly one of `prompt` (raw text) and `messages`. With a `context` it is put at the context's end, and so is the answer; with
     neither, the answer goes on from there. Without a context it is the whole prompt, run by `model`, or by the default. `schema` (JSON
     Schema), `regex` and `choices` constrain the output; at most one. `temperature` 0 is greedy. `finish` is `stop`, `eos` or `length`.
-    `job_class` may not be sooner than the capability's. `speculate` allows guesses that save time and change no greedy answer.
+    `job_class` may not be sooner than the capability's. `speculate` allows an interactive job
+    guesses that save time; they change no text but by rounding.
     `usage` in tokens: `prompt`, `cached` (of it, found and not read again), `completion`, `forced` (of that, without a choice under the
     constraint). `timings` in milliseconds: `queue` (to the first turn), `prefill`, `decode`, `first_text`, `total`.
     Errors: `INVALID_ARGUMENT` (a constraint that nothing satisfies, too), `TOO_LARGE` (a prompt over the window, but in a context the

@@ -16,7 +16,7 @@ _KERNEL_ONLY = frozenset({"job_class", "model", "context"})
 
 
 def generation(args: Generate) -> Message:
-    """Raises `OpError(INVALID_ARGUMENT)`."""
+    """Drafts are for where a person waits: a batch pays for them in full. Raises `OpError(INVALID_ARGUMENT)`."""
     given = (args.prompt is not None) + (args.messages is not None)
     if given != 1 and (args.context is None or given):
         raise OpError(Code.INVALID_ARGUMENT, "llm.generate: give either prompt or messages")
@@ -25,6 +25,7 @@ def generation(args: Generate) -> Message:
         value = getattr(args, name)
         if name not in _KERNEL_ONLY and value is not None:
             made[name] = _plain(value) if name == "messages" else value
+    made["speculate"] = args.speculate and args.job_class == "interactive"
     return made
 
 

@@ -25,7 +25,7 @@ from llmos.kernel import params
 from llmos.kernel.fairness import Budget, Rates
 from llmos.kernel.jobs import Counts, Grant, Job, Spent, State, Turn
 from llmos.kernel.kv import KV
-from llmos.kernel.turns import Draft, Limits, Queue
+from llmos.kernel.turns import Composer, Limits, Queue
 
 __all__ = ["Counts", "Grant", "Job", "Limits", "Scheduler", "Spent", "State", "Turn"]
 
@@ -135,8 +135,8 @@ class Scheduler:
                 self._parked.append(job)
         purse = {principal: budget.left(now) for principal, budget in self._budgets.items()}
         out = {job.id for job in unable}
-        draft = Draft(self._queues, self._kv, self._limits, self._rates_of, purse, self._parked, out, now)
-        self._turn = draft.compose(self._turns + 1)
+        composer = Composer(self._queues, self._kv, self._limits, self._rates_of, purse, self._parked, out, now)
+        self._turn = composer.compose(self._turns + 1)
         if self._turn is not None:
             self._turns += 1
             self._parked.clear()

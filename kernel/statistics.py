@@ -11,7 +11,7 @@ from typing import Any
 from llmos.kernel import params
 
 
-class Rate:
+class PerSecond:
     """Things per second, averaged with weights that fall by 1/e every `RATE_S`.
 
     Source: the load averages of Unix: an exponentially weighted moving average over unevenly spaced events.
@@ -52,7 +52,7 @@ class Statistics:
     """Bytes, as the core said last."""
 
     def __post_init__(self) -> None:
-        self._prefill, self._decode = Rate(self.clock), Rate(self.clock)
+        self._prefill, self._decode = PerSecond(self.clock), PerSecond(self.clock)
 
     def read(self, tokens: int, cached: int) -> None:
         """So many tokens of prompts were computed, and so many found in the cache."""

@@ -40,7 +40,7 @@ class Queue:
     flows: Flows = field(default_factory=Flows)
 
 
-class Draft:
+class Composer:
     """One turn in the making.
 
     Args:

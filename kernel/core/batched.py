@@ -88,7 +88,7 @@ class BatchedEngine:
         self._ghosts = True
         self._check()
         self._ghosts = not self._alone_as_in_pairs()
-        self.why = f"plain ONNX Runtime on {provider}: the graph takes rows of different lengths in one step"
+        self.why = "the graph takes rows of different lengths in one step"
 
     # -- rows
 

@@ -70,10 +70,8 @@ class GenaiEngine:
         row.generator, row.tokens = None, []
 
     def extend(self, row: GenaiRow, tokens: Sequence[int], told: int = 1) -> Logits:  # noqa: ARG002 -- it never looks back
-        held, row.tokens = (
-            row.tokens,
-            [],
-        )  # nobody knows what a generator holds that has failed: nothing may go on in it
+        # Nobody knows what a generator holds that has failed: nothing may go on in it.
+        held, row.tokens = row.tokens, []
         with _faults():
             row.generator.append_tokens(np.asarray(tokens, dtype=np.int32))
             scores: Logits = row.generator.get_logits()[0, -1:]

@@ -82,10 +82,11 @@ class Generation:
         self.prefill = self.cached = self.decode = self.forced = 0
         self._request, self._model, self._clock = request, model, clock
         self.conversation = conversation
-        self._draft = None
+        self._successor: Conversation | None = None
+        """What the conversation becomes once the job has ended of itself."""
         if conversation is not None:
-            self._draft = conversation.fork()
-            self._draft.add(request)
+            self._successor = conversation.fork()
+            self._successor.add(request)
         self._paging: Paging | None = None
         self._paged = False
         self._produced = self._told = self._settled = 0
@@ -164,22 +165,22 @@ class Generation:
 
     def close(self) -> None:
         """It has ended of itself: its conversation goes on with what was said."""
-        if self.conversation is not None and self._draft is not None:
-            self._draft.tokens, self._draft.label = self.passage.text, self.label
+        if self.conversation is not None and self._successor is not None:
+            self._successor.tokens, self._successor.label = self.passage.text, self.label
             if self._request.max_tokens:
-                self._draft.answered("".join(self._text))
-            self.conversation.become(self._draft)
+                self._successor.answered("".join(self._text))
+            self.conversation.become(self._successor)
 
     def _first(self) -> Passage:
         """The passage to begin with. Raises `OpError`."""
         window = self._model.info.context
-        if self._draft is None:
+        if self._successor is None:
             prompt = self._model.encode(self._request)
         else:
-            prompt = self._draft.encode(self._model)
+            prompt = self._successor.encode(self._model)
             wanted = min(self._request.max_tokens, window // limits.ANSWER_SHARE)
             if len(prompt) + wanted >= window:
-                prompt = self._make_fit(self._draft, prompt, window, wanted)
+                prompt = self._make_fit(self._successor, prompt, window, wanted)
         if self._paging is not None:
             summary = self._paging.request(self.job, self._model, window)
             return Passage(summary, self._model.encode(summary), self._model, self.label)
@@ -189,17 +190,17 @@ class Generation:
                 f"the prompt has {len(prompt)} tokens, the model's window is {window}",
                 "shorten the prompt or load a model with a larger window",
             )
-        if self._draft is not None and self._draft.label != self.label:
-            self._model.seats.adopt(self._draft.label, self.label, self._draft.tokens)
+        if self._successor is not None and self._successor.label != self.label:
+            self._model.seats.adopt(self._successor.label, self.label, self._successor.tokens)
         return Passage(self._request, prompt, self._model, self.label)
 
-    def _make_fit(self, draft: Conversation, prompt: list[int], window: int, wanted: int) -> list[int]:
+    def _make_fit(self, said: Conversation, prompt: list[int], window: int, wanted: int) -> list[int]:
         """Begin to page, where that helps; the prompt as it is without. Raises `OpError(INVALID_ARGUMENT)`."""
-        if draft.least(self._model) < window:
-            self._paging = draft.page(self._model, window - wanted)
-            if self._paging is None and len(prompt) >= window and draft.summary:
-                draft.summary = ""  # what is said now counts more
-                return draft.encode(self._model)
+        if said.least(self._model) < window:
+            self._paging = said.page(self._model, window - wanted)
+            if self._paging is None and len(prompt) >= window and said.summary:
+                said.summary = ""  # what is said now counts more
+                return said.encode(self._model)
         return prompt
 
     def _settle(self) -> None:

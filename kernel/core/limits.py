@@ -10,7 +10,7 @@ PREFILL_PATIENCE = 0.4
 """Seconds that one slice should take at most, so that a cancel or a yield acts within about that time."""
 
 CHUNK_INTERVAL = 0.015
-"""Seconds between two chunks of one quantum's text; the first piece of a job goes out at once."""
+"""Seconds between two chunks of one job's text within a turn; the first piece of a job goes out at once."""
 
 TEMPLATE_SECONDS = 2.0
 """User-mode CPU seconds a chat template may take to render."""
@@ -33,6 +33,9 @@ EMBED_CACHE = 4096
 ROWS = 16
 """Texts that are worked on at once; a step over more costs each of them too much time."""
 
+GENAI_ROWS = 12
+"""The same for GenAI, which works on one after the other; `KEPT_ROWS` of them may be idle."""
+
 ROOM = 4096
 """Tokens that every row has address space for at first; it doubles, for all, when one needs more."""
 
@@ -45,11 +48,8 @@ KV_SLACK = 0.03
 PROBES = 8
 """Tokens with which it is tried at loading whether a row alone rounds as one of a pair does."""
 
-GENAI_ROWS = 12
-"""The same for GenAI, which works on one after the other; `KEPT_ROWS` of them may be idle."""
-
 KEPT_ROOM = 512
-"""Tokens that such a row has room for at least; above that, the next power of two."""
+"""Tokens that a row of GenAI's has room for at least; above that, the next power of two."""
 
 KEPT_ROWS = 4
 """Rows kept after their jobs by an engine that cannot copy them."""

@@ -11,7 +11,7 @@ Every message is a map with an `op`. From the kernel, and what answers it:
 | `fork` | `context`, `source` | none; nothing is computed |
 | `close` | `context` | none; a job in it ends as cancelled |
 | `job` | `model`, and see `request.Request` | `admitted {job, prompt_tokens, cached_tokens, max_tokens}` |
-| `embed` | `job`, `model`, `texts` | `admitted`, with no `max_tokens`; once it is done `embedded {job, dim, vectors}` |
+| `embed` | `job`, `model`, `texts` | `admitted`, its `max_tokens` 0; once it is done `embedded {job, dim, vectors}` |
 | `run` | `turn`, `prefill` ([job, tokens] or null), `decode` ([job, tokens]…) | `chunk {job, text, tokens}`…, then `ran` |
 | `park` | `job` | none; its row is free, and it goes on with a later `run` |
 | `yield` | | ends the turn under way, which is answered as always |

@@ -1,4 +1,4 @@
-"""How both models use this machine's processors."""
+"""How models of both kinds use this machine's processors."""
 
 from __future__ import annotations
 

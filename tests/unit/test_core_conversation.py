@@ -129,7 +129,8 @@ def test_a_raw_text_of_any_length_goes_on(pieces: list[tuple[int, str]]) -> None
             desk.job(number, context=1, prompt=f"<{number}>" + letter * length, max_tokens=20)
             assert desk.finish(number)[1] in ("length", "eos")
             assert content(desk).text.startswith("<1>")
-        assert len(content(desk).text.encode()) <= WINDOW + 20  # the last answer is not paged yet
+        # The last answer is not paged yet, and a token of it that is no text by itself is written in three bytes.
+        assert len(content(desk).text.encode()) <= WINDOW + 3 * 20
 
 
 def test_a_fork_keeps_what_its_source_pages_out(desk: Desk) -> None:

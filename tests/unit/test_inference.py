@@ -191,6 +191,13 @@ def test_a_quota_is_kept_to_the_token_where_it_may_run_out(world: World) -> None
     assert [(job["speculate"], job.get("skip_forced", True)) for job in asked] == [(False, False), (True, True)]
 
 
+def test_drafts_are_for_where_a_person_waits(world: World) -> None:
+    """Only an interactive job that does not refuse them may have drafts: a batch pays for each in full."""
+    for fields in ({}, {"speculate": False}, {"job_class": "event"}, {"job_class": "background"}):
+        world.generate(**fields)
+    assert [world.core.jobs[job]["speculate"] for job in (1, 2, 3, 4)] == [True, False, False, False]
+
+
 def test_a_cancelled_job_pays_for_the_turn_it_was_in(world: World) -> None:
     """Giving up just before the bill comes does not help."""
     call = world.generate("hello", world.call("llm.generate", cap="llm.generate(tokens=100)"), max_tokens=50)

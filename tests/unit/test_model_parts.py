@@ -15,7 +15,7 @@ from llmos.kernel.contexts import namespace
 from llmos.kernel.jobs import Grant, Job, Turn
 from llmos.kernel.labels import Integrity, Label
 from llmos.kernel.purse import affordable
-from llmos.kernel.statistics import Rate
+from llmos.kernel.statistics import PerSecond
 
 LABELS = st.builds(
     Label, st.sampled_from(Integrity), st.frozensets(st.from_regex(r"\A[a-z0-9][a-z0-9_.:\-]{0,5}\Z"), max_size=4)
@@ -49,7 +49,7 @@ def test_a_turn_never_costs_more_than_its_account_has(left: int, unread: int, gr
 def test_a_rate_follows_what_happens_and_fades() -> None:
     """Ten a second are ten a second after a while, whether in ones or in bursts, and nothing is nothing."""
     now = 0.0
-    rate, bursts = Rate(lambda: now), Rate(lambda: now)
+    rate, bursts = PerSecond(lambda: now), PerSecond(lambda: now)
     for step in range(300):
         now += 0.1
         rate.add(1)

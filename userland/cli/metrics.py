@@ -64,7 +64,7 @@ def _families(
         )
         for row in stats["models"]
     ]
-    kv = {name: stats["kv"][name] for name in ("rows", "cache", "spilled", "reserved")}
+    kv = {name: stats["kv"][name] for name in ("rows", "cache", "spilled")}
     yield "up_seconds", "gauge", "Seconds since the kernel started.", one(status["uptime_s"])
     yield "jobs", "gauge", "Inferences that are here, by class and state.", jobs
     yield "jobs_running", "gauge", "Inferences in the turn under way.", one(stats["running"])
@@ -82,10 +82,12 @@ def _families(
     yield "decode_rows_total", "counter", "Rows over all decode steps.", one(stats["rows"])
     busy = {"prefill": stats["prefill_s"], "decode": stats["decode_s"]}
     yield "model_busy_seconds_total", "counter", "Seconds that models computed.", each("kind", busy)
-    yield "kv_bytes", "gauge", "Bytes of KV; reserved ones are promised to jobs.", each("where", kv)
+    yield "kv_bytes", "gauge", "Bytes of KV; spilled ones are on disk, the others in memory.", each("where", kv)
+    yield "kv_reserved_bytes", "gauge", "Bytes of KV that are promised to jobs.", one(stats["kv"]["reserved"])
     yield "kv_limit_bytes", "gauge", "Bytes of KV there may be in memory.", one(stats["kv"]["limit"])
     yield "cache_hit_ratio", "gauge", "Part of all prompt tokens that was found in the cache.", one(stats["hit_rate"])
     yield "weights_bytes", "gauge", "Bytes of the weights of loaded models.", one(stats["weights"]["used"])
+    yield "weights_limit_bytes", "gauge", "Bytes of weights there may be in memory.", one(stats["weights"]["limit"])
     yield "model_ready", "gauge", "Whether a model is loaded.", models
     memory: list[Sample] = [({"name": row["name"], "kind": row["kind"]}, process.memory(row) * 1e6) for row in rows]
     cpu: list[Sample] = [({"name": row["name"], "kind": row["kind"]}, row["cpu_s"]) for row in rows]
