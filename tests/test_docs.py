@@ -72,6 +72,14 @@ def test_the_readme_names_make_targets_that_exist() -> None:
     assert set(re.findall(r"`make ([a-z]+)`", text("README.md"))) <= targets
 
 
+def test_make_help_lists_every_target() -> None:
+    """What can be made says in a line what it is."""
+    makefile = text("Makefile")
+    phony = re.search(r"^\.PHONY: (.*)$", makefile, re.MULTILINE)
+    assert phony is not None
+    assert set(re.findall(r"^([a-z]+):.*  ## \S", makefile, re.MULTILINE)) == set(phony[1].split())
+
+
 def test_the_top_level_is_the_design_cards() -> None:
     """Nothing is added beside it."""
     allowed = {

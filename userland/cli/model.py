@@ -139,7 +139,9 @@ def pull(
 
 @app.command("import", epilog="Example: llmosctl model import ~/Downloads/qwen2.5-0.5b-q4_k_m.gguf --name qwen")
 def import_(
-    file: Annotated[Path, typer.Argument(metavar="FILE.gguf", help="Its architecture: llama, qwen2, qwen3, gemma3 or smollm3.")],
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE.gguf", help="Its architecture: llama, qwen2, qwen3, gemma3 or smollm3.")
+    ],
     name: Annotated[str, typer.Option(help="What to call it; by default after the file.")] = "",
     output: Output = Format.TABLE,
 ) -> None:
