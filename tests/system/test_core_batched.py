@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import json
 import os
 import random
-import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
@@ -23,13 +22,12 @@ from llmos.kernel.core.passage import next_slice
 from llmos.kernel.core.request import Request
 from llmos.kernel.core.sampler import Logits
 from llmos.kernel.core.seats import CachedSeats, KeptSeats, Memory
-from tests.system.conftest import STORE
+from tests.system.model_folders import FOLDER, variant, want_more
 
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # before the runtime is imported, which a model's loading does
 
 pytestmark = pytest.mark.model
 
-FOLDER = STORE / "smollm2-135m"
 STORIES = [
     "Once upon a time there was a fox who lived by the sea.",
     "The history of the bicycle began in",
@@ -38,21 +36,6 @@ STORIES = [
     "Q: What is the capital of France?\nA:",
 ]
 QUOTE = "Repeat: the quick brown fox jumps over the lazy dog. The quick brown fox jumps over the lazy dog. The quick"
-
-
-def variant(folder: Path, change: Any) -> Path:
-    """A folder with the model's files and another graph."""
-    folder.mkdir()
-    for path in FOLDER.iterdir():
-        if path.name != "model.onnx":
-            try:
-                (folder / path.name).hardlink_to(path)  # the runtime follows no link out of the folder
-            except OSError:
-                shutil.copyfile(path, folder / path.name)
-    graph = onnx.load(str(FOLDER / "model.onnx"), load_external_data=False)
-    change(graph.graph)
-    onnx.save(graph, str(folder / "model.onnx"))
-    return folder
 
 
 def tell_positions(graph: Any) -> None:
@@ -66,11 +49,6 @@ def tell_positions(graph: Any) -> None:
             node.input[1] = "told_positions"
     shape = next(output for output in graph.output if output.name == "logits").type.tensor_type.shape
     shape.dim[1].dim_param = "told"
-
-
-def want_more(graph: Any) -> None:
-    """With an input that the batched engine does not know."""
-    graph.input.append(helper.make_tensor_value_info("position_ids", TensorProto.INT64, ["batch", "new"]))
 
 
 @pytest.fixture(scope="module")
@@ -350,8 +328,10 @@ def test_a_full_row_beside_a_ghost(model: Model, monkeypatch: pytest.MonkeyPatch
 
 
 def resident() -> int:
-    """Bytes of memory."""
-    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    """Bytes of memory that are this process's own, but for what earlier tests have left to be collected."""
+    gc.collect()
+    status = Path("/proc/self/status").read_text()
+    return next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("RssAnon:"))
 
 
 def test_a_row_gives_its_memory_back(model: Model) -> None:
