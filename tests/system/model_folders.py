@@ -17,8 +17,8 @@ FOLDER = STORE / "smollm2-135m"
 
 
 def variant(folder: Path, change: Callable[[Any], None]) -> Path:
-    """The model's files and another graph, which `change` makes of the graph that it is given."""
-    _link(folder, "model.onnx")
+    """The model's files and another graph, for either engine, which `change` makes of the one that it is given."""
+    _link(folder, "model.onnx", "batched.onnx")
     graph = onnx.load(str(FOLDER / "model.onnx"), load_external_data=False)
     change(graph.graph)
     onnx.save(graph, str(folder / "model.onnx"))
@@ -46,10 +46,10 @@ def contradict(graph: Any) -> None:
     graph.node.append(helper.make_node("Neg", ["agreed"], ["logits"]))
 
 
-def _link(folder: Path, but: str) -> None:
+def _link(folder: Path, *but: str) -> None:
     folder.mkdir()
     for path in FOLDER.iterdir():
-        if path.name != but:
+        if path.name not in but:
             try:
                 (folder / path.name).hardlink_to(path)  # the runtime follows no link out of the folder
             except OSError:

@@ -131,8 +131,8 @@ def test_a_long_conversation_is_paged(tmp_path: Path) -> None:
     with Core() as core:
         assert core.load(small_window(tmp_path / "small", 512))["info"]["context"] == 512
         context, given, paged = core.open(model="small"), 0, 0
-        for number in range(14):
-            question = ask(f"Question {number}. {STORY * 4} What did the fox see on day {number}?")
+        for number in range(10):
+            question = ask(f"Question {number}. {STORY * 6} What did the fox see on day {number}?")
             messages = [SYSTEM, question] if number == 0 else [question]
             assert has_read(core, summarised) == (paged > 0)
             outcome = core.finish(model="small", context=context, messages=messages, max_tokens=40)
@@ -140,14 +140,14 @@ def test_a_long_conversation_is_paged(tmp_path: Path) -> None:
             assert outcome.tokens > 0
             last = outcome.admitted[-1]
             assert (last["max_tokens"], last["prompt_tokens"] <= 512 - 40) == (40, True)
-            given += 70 + outcome.tokens
+            given += 98 + outcome.tokens
             if len(outcome.admitted) == 2:
                 paged += 1
                 assert has_read(core, summarised)
                 assert last["prompt_tokens"] < 300
                 assert outcome.decode > outcome.tokens  # the summary's too, which nobody is told
             elif number:
-                assert outcome.prefill < 90  # only what is new
+                assert outcome.prefill < 125  # only what is new
         assert paged >= 2
         assert given > 2 * 512
 

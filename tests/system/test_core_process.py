@@ -166,8 +166,8 @@ for prompt, text in json.loads(sys.argv[2]):
         generator.append_tokens(tokens[at : at + 1])
 json.dump({"same": sum(same) / len(same), "gap": max(gaps), "apart": max(apart)}, sys.stdout)
 """
-    prompts = [STORIES[0] * 12, *STORIES[:3]]  # the first in several slices
-    texts = [(prompt, core.generate(prompt=prompt, max_tokens=40)) for prompt in prompts]
+    prompts = [STORIES[0] * 11, *STORIES[:3]]  # the first in several slices
+    texts = [(prompt, core.generate(prompt=prompt, max_tokens=30)) for prompt in prompts]
     command = [sys.executable, "-c", script, str(MODEL), json.dumps(texts)]
     bare = json.loads(subprocess.run(command, check=True, capture_output=True, text=True, timeout=60).stdout)
     assert bare["same"] > 0.9
