@@ -28,6 +28,14 @@ def test_every_kind_of_message_is_on_the_protocol_page() -> None:
         assert f"`{kind.value}`" in page
 
 
+def test_the_cores_table_is_what_it_obeys() -> None:
+    """Its ops stand at its head with what answers them, and no others."""
+    source = text("kernel/core/loop.py")
+    obeyed = set(re.findall(r'^            "(\w+)": ', source, re.MULTILINE))
+    assert len(obeyed) > 10
+    assert set(re.findall(r"^\| `(\w+)` \|", source, re.MULTILINE)) == obeyed
+
+
 def test_every_error_says_whose_fault_it_is() -> None:
     """Each code stands in one of the four families."""
     families: dict[str, set[str]] = {}

@@ -10,7 +10,7 @@ PREFILL_PATIENCE = 0.4
 """Seconds that one slice should take at most, so that a cancel or a yield acts within about that time."""
 
 CHUNK_INTERVAL = 0.015
-"""Seconds between two chunks of one job's text within a turn; the first piece of a job goes out at once."""
+"""Seconds between two chunks of one turn's text; the first piece of a job goes out at once, and what is left at the turn's end."""
 
 TEMPLATE_SECONDS = 2.0
 """User-mode CPU seconds a chat template may take to render."""

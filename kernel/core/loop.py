@@ -239,7 +239,7 @@ class Loop:
         for job, error in turn.failed:
             self._fail(error, {"op": "run", "job": job.job})
         for job in turn:
-            self._tell(job, last=job.finish is not None)
+            self._tell(job, last=True)  # it may be long until its next turn
             if isinstance(job, Generation) and job.take_paged():
                 self._tell_admitted(job)
         for job in turn:

@@ -17,16 +17,8 @@ from llmos.kernel.core.model import Model, load_model
 from llmos.kernel.core.passage import next_slice
 from llmos.kernel.core.sampler import Logits
 from llmos.kernel.core.seats import CachedSeats, Memory
-from tests.system.core_variants import (
-    FOLDER,
-    STORIES,
-    alone,
-    passage,
-    read,
-    seated_in,
-    tell_positions,
-    variant,
-)
+from tests.system.core_variants import STORIES, alone, passage, read, seated_in, tell_positions
+from tests.system.model_folders import FOLDER, variant
 
 pytestmark = pytest.mark.model
 

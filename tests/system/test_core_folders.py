@@ -18,7 +18,8 @@ from llmos.kernel.core.request import Request
 from llmos.kernel.core.seats import KeptSeats
 from llmos.kernel.core.turn import Turn
 from tests.system.conftest import STORE
-from tests.system.core_variants import FOLDER, STORIES, alone, passage, read, variant, want_more
+from tests.system.core_variants import STORIES, alone, passage, read
+from tests.system.model_folders import FOLDER, variant, want_more
 
 pytestmark = pytest.mark.model
 

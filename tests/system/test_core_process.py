@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
+import itertools
 import json
-import os
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -16,81 +14,27 @@ from typing import Any
 import numpy as np
 import pytest
 
-from llmos.ipc.pipe import PeerGone, Pipe
-from tests.system.conftest import STORE
+from llmos.ipc.pipe import PeerGone
+from tests.system.core_client import EMBEDDER, MODEL, PLENTY, STORY, Core
+from tests.system.model_folders import contradict, variant, want_more
 
-MODEL, EMBEDDER = STORE / "smollm2-135m", STORE / "minilm"
-STORY = "Once upon a time there was a fox who lived by the sea."
+STORIES = [
+    STORY,
+    "The history of the bicycle began in",
+    "List of metals: iron, copper, tin,",
+    "def add(a, b):\n    return a + b\n\ndef subtract(a, b):\n",
+    "Q: What is the capital of France?\nA:",
+    STORY * 4,
+    "A letter to my landlord. Dear",
+    "In the year 1900",
+]
 
-Message = dict[str, Any]
+_labels = (f"cold {number}" for number in itertools.count())
 
 
-class Core:
-    """A core process and the kernel's end of its pipe; `run_as` is what Python runs instead of the module."""
-
-    def __init__(self, *run_as: str) -> None:
-        ours, theirs = socket.socketpair()
-        with theirs:
-            environment = {name: value for name, value in os.environ.items() if name != "ORT_DISABLE_TELEMETRY"}
-            command = [sys.executable, *(run_as or ("-m", "llmos.kernel.core")), "--fd", str(theirs.fileno())]
-            self.process = subprocess.Popen(
-                command, pass_fds=(theirs.fileno(),), env=environment, stderr=subprocess.PIPE
-            )
-        self.pipe = Pipe(ours)
-        self._jobs = 0
-
-    def send(self, op: str, **fields: Any) -> None:
-        self.pipe.send({"op": op, **fields})
-
-    def receive(self, seconds: float = 60) -> Message:
-        message = self.pipe.receive(seconds)
-        assert message is not None, "the core said nothing"
-        return message
-
-    def ask(self, op: str, **fields: Any) -> Message:
-        self.send(op, **fields)
-        return self.receive()
-
-    def load(self, model: Path = MODEL, embedder: Path | None = EMBEDDER, provider: str = "cpu") -> Message:
-        return self.ask("load", model=str(model), embedder=embedder and str(embedder), provider=provider)
-
-    def admit(self, **request: Any) -> Message:
-        self._jobs += 1
-        return self.ask("job", job=self._jobs, **request)
-
-    def finish(self, admitted: Message, quantum: int = 1 << 20) -> tuple[list[str], Message]:
-        """Run an admitted job to its end; its chunks, and its last `ran` with the counts of all of them."""
-        chunks, prefill, decode = [], 0, 0
-        while True:
-            self.send("run", job=admitted["job"], tokens=quantum)
-            while (message := self.receive())["op"] == "chunk":
-                chunks.append(message["text"])
-            assert message["op"] == "ran", message
-            assert message["prefill"] + message["decode"] <= quantum + 2
-            prefill, decode = prefill + message["prefill"], decode + message["decode"]
-            if message["state"] == "done":
-                return chunks, {**message, "prefill": prefill, "decode": decode}
-
-    def generate(self, quantum: int = 1 << 20, **request: Any) -> str:
-        return "".join(self.finish(self.admit(**request), quantum)[0])
-
-    def embed(self, *texts: str) -> np.ndarray[Any, Any]:
-        self._jobs += 1
-        message = self.ask("embed", job=self._jobs, texts=list(texts))
-        return np.frombuffer(message["vectors"], dtype="<f4").reshape(len(texts), message["dim"])
-
-    def resident(self) -> int:
-        """Bytes of memory."""
-        return int(Path(f"/proc/{self.process.pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-
-    def end(self) -> int:
-        with contextlib.suppress(PeerGone):
-            self.send("shutdown")
-        status = self.process.wait(20)
-        self.pipe.close()
-        assert self.process.stderr is not None
-        self.process.stderr.close()
-        return status
+def cold() -> str:
+    """A label under which nothing has been read."""
+    return next(_labels)
 
 
 def drain(core: Core) -> None:
@@ -104,6 +48,7 @@ def core() -> Iterator[Core]:
     """One core with both models for the tests that leave it as they found it."""
     made = Core()
     assert made.load()["op"] == "ready"
+    assert made.load(EMBEDDER, kind="embedding")["info"] == {"dim": 384}
     yield made
     assert made.end() == 0
 
@@ -111,20 +56,26 @@ def core() -> Iterator[Core]:
 @pytest.fixture
 def bare() -> Iterator[Core]:
     """A core of the test's own, without a model."""
-    made = Core()
-    yield made
-    made.end()
+    with Core() as made:
+        yield made
+
+
+# -- models
 
 
 def test_a_core_without_a_model_refuses_and_lives(bare: Core, tmp_path: Path) -> None:
     """No model, no folder, a folder with nothing usable in it: each an error with a hint, and the core goes on."""
     error = bare.admit(prompt="x")
-    assert (error["code"], "llmosctl model pull" in error["hint"]) == ("UNAVAILABLE", True)
-    error = bare.load(tmp_path / "none", None)
-    assert (error["about"], error["code"], str(tmp_path / "none") in error["detail"]) == ("load", "NOT_FOUND", True)
+    assert (error["about"], error["code"], "llmosctl model" in error["hint"]) == ("job", "UNAVAILABLE", True)
+    error = bare.ask("embed", job=7, model="minilm", texts=["x"])
+    assert (error["job"], error["code"], "llmosctl model" in error["hint"]) == (7, "UNAVAILABLE", True)
+    for kind in ("generator", "embedding"):
+        error = bare.load(tmp_path / "none", kind=kind)
+        assert (error["about"], error["model"], error["code"]) == ("load", "none", "NOT_FOUND")
+        assert str(tmp_path / "none") in error["detail"]
     for content in ("{", "[]", '{"model": {}}', '{"model": {"decoder": 7}}'):
         (tmp_path / "genai_config.json").write_text(content)
-        error = bare.load(tmp_path, None)
+        error = bare.load(tmp_path)
         assert (error["code"], "genai_config.json" in error["detail"]) == ("INVALID_ARGUMENT", True), content
 
 
@@ -133,136 +84,159 @@ def test_a_damaged_model_is_refused_by_name(bare: Core, tmp_path: Path) -> None:
     """Weights cut in half, and a provider that is not here: errors, after which the good folder still loads."""
     for path in MODEL.iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes()[: 1 << 16 if path.name.startswith("model.onnx") else None])
-    error = bare.load(tmp_path, None)
+    error = bare.load(tmp_path)
     assert (error["code"], str(tmp_path) in error["detail"]) == ("INVALID_ARGUMENT", True)
-    error = bare.load(provider="nonesuch")
+    error = bare.load(provider="nonesuchExecutionProvider")
     assert (error["code"], "CPUExecutionProvider" in error["hint"]) == ("UNAVAILABLE", True)
     ready = bare.load()
-    assert (ready["op"], ready["model"]["name"], ready["embedder"]) == ("ready", "smollm2-135m", {"dim": 384})
+    assert (ready["op"], ready["model"], ready["info"]["engine"]) == ("ready", "smollm2-135m", "batched")
+
+
+@pytest.mark.model
+def test_two_models_in_one_core(bare: Core, tmp_path: Path) -> None:
+    """Jobs of two models take turns, and each has the text that it has alone; what one has read the other does not know,
+    a context belongs to its model, and unloading one leaves the other's job at work."""
+    other = variant(tmp_path / "contrary", contradict)
+    bare.load()
+    text = bare.generate(prompt=STORY, max_tokens=12)
+    assert bare.load(other)["op"] == "ready"
+    first = bare.admit(model=other.name, prompt=STORY, max_tokens=12)
+    assert first["cached_tokens"] == 0
+    contrary = bare.work(first)[0].text
+    assert contrary != text
+    jobs = [bare.admit(model=name, prompt=STORY, max_tokens=12) for name in (MODEL.name, other.name)]
+    texts = {job["job"]: "" for job in jobs}
+    for job in jobs * 13:  # the first turn of each reads
+        bare.run([job["job"], PLENTY] if not texts[job["job"]] else None, [job["job"], 1])
+        texts[job["job"]] += "".join(message["text"] for message in bare.said)
+    assert list(texts.values()) == [text, contrary]
+    error = bare.admit(context=bare.open(), model=other.name, prompt=STORY)
+    assert (error["code"], MODEL.name in error["detail"]) == ("CONFLICT", True)
+    kept, gone = bare.admit(prompt=STORY, max_tokens=12), bare.admit(model=other.name, prompt=STORY)
+    assert bare.ask("unload", model=other.name) == {"op": "unloaded", "model": other.name}
+    assert bare.run([gone["job"], 100]) == {}
+    assert bare.admit(model=other.name, prompt=STORY)["code"] == "UNAVAILABLE"
+    assert bare.work(kept)[0].text == text
+
+
+# -- texts
 
 
 @pytest.mark.model
 def test_text_streams_as_it_is_made(core: Core) -> None:
     """Chunks come while the job runs, their tokens add up, and together they are the text."""
-    admitted = core.admit(prompt=STORY, max_tokens=40)
-    core.send("run", job=admitted["job"], tokens=1000)
-    first = core.receive()
-    chunks = [first]
-    while (message := core.receive())["op"] == "chunk":
-        chunks.append(message)
-    assert len(chunks) > 3
-    assert first["tokens"] == 1
-    assert sum(chunk["tokens"] for chunk in chunks) == message["decode"] == 40
-    assert (message["prefill"], message["finish"]) == (admitted["prompt_tokens"], "length")
+    admitted = core.admit(prompt=STORY, max_tokens=40, label=cold())
+    counts = core.run([admitted["job"], PLENTY], [admitted["job"], PLENTY])
+    assert len(core.said) > 3
+    assert core.said[0]["tokens"] == 1
+    assert sum(chunk["tokens"] for chunk in core.said) == 40
+    assert counts == {admitted["job"]: [admitted["prompt_tokens"], 0, 40, 0, "done", "length"]}
+    assert (core.ran["steps"], core.ran["rows"]) == (39, 39)
+    assert core.ran["prefill_s"] > 0 < core.ran["decode_s"]
+    assert "".join(chunk["text"] for chunk in core.said) == core.generate(prompt=STORY, max_tokens=40)
 
 
 @pytest.mark.model
 def test_greedy_text_is_the_runtimes_own(core: Core) -> None:
-    """Sampled outside, sliced and streamed, greedy text equals that of the runtime's own generation loop."""
+    """Every token of a greedy text is the one that GenAI's own loop prefers after those before it, or as good as that: the
+    two are no further apart than the likeliest tokens' logits are when GenAI reads the same text in one piece."""
     script = """
-import os, sys
+import json, os, sys
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 import onnxruntime_genai as og
 model = og.Model(sys.argv[1])
 tokenizer = og.Tokenizer(model)
-tokens = tokenizer.encode(sys.argv[2])
-parameters = og.GeneratorParams(model)
-parameters.set_search_options(max_length=len(tokens) + 60, do_sample=False)
-generator = og.Generator(model, parameters)
-generator.append_tokens(tokens)
-while not generator.is_done():
-    generator.generate_next_token()
-sys.stdout.write(tokenizer.decode(generator.get_sequence(0)[len(tokens):]))
+def begin(read):
+    parameters = og.GeneratorParams(model)
+    parameters.set_search_options(max_length=512, do_sample=False)
+    generator = og.Generator(model, parameters)
+    generator.append_tokens(read)
+    return generator
+same, gaps, apart = [], [], []
+for prompt, text in json.loads(sys.argv[2]):
+    length, tokens = len(tokenizer.encode(prompt)), [int(token) for token in tokenizer.encode(prompt + text)]
+    generator = begin(tokens[:length])
+    for at in range(length, len(tokens)):
+        scores = generator.get_logits()[0, -1].copy()
+        same.append(int(scores.argmax()) == tokens[at])
+        gaps.append(float(scores.max() - scores[tokens[at]]))
+        if (at - length) % 8 == 3:
+            likeliest = scores.argsort()[-5:]
+            apart.append(float(abs(begin(tokens[:at]).get_logits()[0, -1] - scores)[likeliest].max()))
+        generator.append_tokens(tokens[at : at + 1])
+json.dump({"same": sum(same) / len(same), "gap": max(gaps), "apart": max(apart)}, sys.stdout)
 """
-    prompt = STORY * 20  # several slices
-    command = [sys.executable, "-c", script, str(MODEL), prompt]
-    expected = subprocess.run(command, check=True, capture_output=True, text=True, timeout=60).stdout
-    assert core.generate(prompt=prompt, max_tokens=60) == expected
+    prompts = [STORIES[0] * 11, *STORIES[:3]]  # the first in several slices
+    texts = [(prompt, core.generate(prompt=prompt, max_tokens=30)) for prompt in prompts]
+    command = [sys.executable, "-c", script, str(MODEL), json.dumps(texts)]
+    bare = json.loads(subprocess.run(command, check=True, capture_output=True, text=True, timeout=60).stdout)
+    assert bare["same"] > 0.9
+    assert bare["gap"] <= 2 * bare["apart"] < 3, bare  # logits spread by about 4
 
 
 @pytest.mark.model
-def test_logits_do_not_depend_on_how_a_prompt_came() -> None:
-    """Read whole, in slices of any size, or from the point where it leaves what a cache holds: the same bits."""
-    script = """
-import os, sys
-os.environ["ORT_DISABLE_TELEMETRY"] = "1"
-from pathlib import Path
-from llmos.kernel.core.job import next_slice
-from llmos.kernel.core.model import load_model
-model = load_model(Path(sys.argv[1]), "cpu")
-prompt = model.tokenizer.encode(sys.argv[2])[:131]
-other = [*prompt[:70], *prompt[:30]]
-def logits(context, tokens, limit):
-    at = context.align(tokens, len(tokens))
-    while at < len(tokens):
-        count = next_slice(len(tokens) - at, limit)
-        model.engine.extend([(context, tokens[at:at + count])])
-        at += count
-    return context.logits().tobytes()
-whole = logits(model.engine.open(lasting=False), prompt, 200)
-for limit in (1, 3, 33, 130):
-    assert logits(model.engine.open(lasting=False), prompt, limit) == whole, limit
-kept = model.engine.open(lasting=True)
-for tokens in (prompt, prompt, other, prompt, prompt[:50], prompt):
-    assert (logits(kept, tokens, 128) == whole) == (tokens is prompt)
-"""
-    done = subprocess.run([sys.executable, "-c", script, str(MODEL), STORY * 20], capture_output=True, timeout=60)
-    assert done.stderr == b""
-
-
-@pytest.mark.model
-def test_quanta_do_not_change_the_text(core: Core) -> None:
-    """Any cut into quanta gives the text of one, drawn as well as greedy."""
+def test_turns_do_not_change_the_text(core: Core) -> None:
+    """Any cut into turns, with the job parked between them or not, gives the text of one turn, drawn as well as greedy."""
     samplings: list[dict[str, Any]] = [{}, {"temperature": 0.9, "top_p": 0.9, "seed": 4}]
-    for extra in samplings:
-        whole = core.generate(prompt=STORY, max_tokens=30, **extra)
-        assert core.generate(quantum=3, prompt=STORY, max_tokens=30, **extra) == whole
+    for sampling in samplings:
+        request = {"prompt": STORY * 3, "max_tokens": 30, **sampling}
+        whole = core.generate(label=cold(), **request)
+        for park in (False, True):
+            outcome = core.work(core.admit(label=cold(), **request), slice_=16, tokens=3, park=park)[0]
+            assert outcome.text == whole
 
 
 @pytest.mark.model
 def test_a_yield_interrupts_and_the_job_goes_on(core: Core) -> None:
-    """A yield after the first chunk ends the quantum early, and the rest of the text comes with the next run."""
+    """A yield after the first chunk ends the turn early, and the rest of the text comes with the next."""
     whole = core.generate(prompt=STORY, max_tokens=60)
     admitted = core.admit(prompt=STORY, max_tokens=60)
-    core.send("run", job=admitted["job"], tokens=1000)
+    job = admitted["job"]
+    core.start([job, PLENTY], [job, PLENTY])
     text = core.receive()["text"]
     core.send("yield")
-    while (message := core.receive())["op"] == "chunk":
-        text += message["text"]
-    assert message["state"] == "more"
-    assert message["decode"] < 60
-    assert text + "".join(core.finish(admitted)[0]) == whole
+    decode, _, state, _ = core.end_turn()[job][2:]
+    assert (state, decode < 60) == ("decode", True)
+    text += "".join(chunk["text"] for chunk in core.said)
+    assert text + core.work(admitted)[0].text == whole
 
 
 @pytest.mark.model
 def test_cancel_acts_in_the_middle_of_a_prompt(core: Core) -> None:
-    """A cancel sent right behind the run of a prompt of thousands of tokens ends it after a few slices at most."""
-    admitted = core.admit(prompt=STORY * 300, max_tokens=10)
+    """A cancel sent right behind the run of a prompt of thousands of tokens ends it after a slice, and the next grant that
+    names the job is passed over."""
+    admitted = core.admit(prompt=STORY * 300, max_tokens=10, label=cold())
     assert admitted["prompt_tokens"] > 3000
-    core.send("run", job=admitted["job"], tokens=1 << 20)
-    core.send("cancel", job=admitted["job"])
-    message = core.receive()
-    assert (message["state"], message["finish"]) == ("done", "cancelled")
-    assert message["prefill"] <= 512
-    assert core.ask("run", job=admitted["job"], tokens=1)["code"] == "NOT_FOUND"
+    job = admitted["job"]
+    core.start([job, PLENTY], [job, PLENTY])
+    core.send("cancel", job=job)
+    prefill, _, decode, _, state, finish = core.end_turn()[job]
+    assert (decode, state, finish) == (0, "done", "cancelled")
+    assert prefill <= 128
+    assert core.run([job, 1]) == {}
 
 
 @pytest.mark.model
 def test_cancel_acts_in_the_middle_of_an_answer(core: Core) -> None:
-    """A cancel after the first chunk ends the job tokens later, not hundreds."""
-    admitted = core.admit(prompt=STORY, max_tokens=2000)
-    core.send("run", job=admitted["job"], tokens=1 << 20)
-    core.receive()
+    """A cancel after the first chunk ends the job tokens later, not hundreds, and leaves the one beside it its text."""
+    whole = core.generate(prompt=STORY, max_tokens=60)
+    beside, admitted = core.admit(prompt=STORY, max_tokens=60), core.admit(prompt=STORIES[1], max_tokens=2000)
+    core.run([beside["job"], PLENTY])
+    text = "".join(chunk["text"] for chunk in core.said)
+    core.start([admitted["job"], PLENTY], [admitted["job"], PLENTY], [beside["job"], 30])
+    assert core.receive()["job"] == admitted["job"]
     core.send("cancel", job=admitted["job"])
-    while (message := core.receive())["op"] == "chunk":
-        pass
-    assert (message["state"], message["finish"]) == ("done", "cancelled")
-    assert message["decode"] < 100
+    counts = core.end_turn()
+    _, _, decode, _, state, finish = counts[admitted["job"]]
+    assert (state, finish, decode < 100) == ("done", "cancelled", True)
+    text += "".join(chunk["text"] for chunk in core.said if chunk["job"] == beside["job"])
+    assert text + core.work(beside)[0].text == whole
 
 
 @pytest.mark.model
 def test_constrained_text_parses(core: Core) -> None:
-    """Under a schema the text is JSON of that schema, whatever the sampling; choices and regex hold as well."""
+    """Under a schema the text is JSON of that schema, whatever the sampling, and some of it took no decision; choices and
+    regex hold as well."""
     schema = {
         "type": "object",
         "properties": {
@@ -280,10 +254,12 @@ def test_constrained_text_parses(core: Core) -> None:
         {"temperature": 1.0, "seed": 2, "top_p": 0.8},
     ]
     for sampling in samplings:
-        book = json.loads(core.generate(messages=messages, schema=schema, max_tokens=120, **sampling))
+        outcome = core.finish(messages=messages, schema=schema, max_tokens=120, **sampling)
+        book = json.loads(outcome.text)
         assert list(book) == ["title", "pages", "kind"]
         assert 1 <= book["pages"] <= 999
         assert book["kind"] in ("novel", "poem")
+        assert 5 < outcome.forced < outcome.decode == outcome.tokens
     assert core.generate(prompt=STORY, choices=["über", "unter"], max_tokens=20) in ("über", "unter")
     assert core.generate(prompt=STORY, regex="[0-9]{4}-[0-9]{2}", max_tokens=20)[4] == "-"
 
@@ -293,71 +269,64 @@ def test_a_stop_string_is_no_part_of_the_text(core: Core) -> None:
     """The text ends just before it, and is otherwise what it would have been."""
     whole = core.generate(prompt=STORY, max_tokens=40)
     stop = whole[20:24]
-    chunks, message = core.finish(core.admit(prompt=STORY, max_tokens=40, stop=[stop]))
-    assert (("".join(chunks)), message["finish"]) == (whole[: whole.index(stop)], "stop")
-
-
-@pytest.mark.model
-def test_a_context_gives_the_text_of_a_cold_start(core: Core) -> None:
-    """A prompt that shares its beginning with the last one is read from the difference on, the same prompt hardly at
-    all, and each answer is the one that a fresh cache gives."""
-    core.send("open", context=1)
-    system = {"role": "system", "content": "You know much about animals."}
-    asked = ["Name a fox.", "Name a whale and three kinds of fish.", "Name a whale and three kinds of fish."]
-    for question, least in zip(asked, (0, 15, 25), strict=True):
-        messages = [system, {"role": "user", "content": question}]
-        cold = core.generate(messages=messages, max_tokens=24)
-        admitted = core.admit(messages=messages, context=1, max_tokens=24)
-        assert least <= admitted["cached_tokens"] < admitted["prompt_tokens"]
-        chunks, message = core.finish(admitted)
-        assert "".join(chunks) == cold
-        assert message["prefill"] == admitted["prompt_tokens"] - admitted["cached_tokens"]
-    core.send("close", context=1)
-
-
-@pytest.mark.model
-def test_a_conversation_reads_its_own_answer_from_the_cache(core: Core) -> None:
-    """The next turn in a context reads the new question only: what was asked and answered before is still there."""
-    core.send("open", context=3)
-    talk = [{"role": "user", "content": "Name a fox."}]
-    admitted = core.admit(messages=talk, context=3, max_tokens=24)
-    chunks, message = core.finish(admitted)
-    talk += [{"role": "assistant", "content": "".join(chunks)}, {"role": "user", "content": "And a bear."}]
-    again = core.admit(messages=talk, context=3, max_tokens=24)
-    assert again["cached_tokens"] >= admitted["prompt_tokens"] + message["decode"] - 2
-    assert core.finish(again)[1]["prefill"] < 25
-    core.send("close", context=3)
-
-
-@pytest.mark.model
-def test_a_context_outgrows_its_first_room(core: Core) -> None:
-    """A job that may need more room than a context began with has its prompt read again, and gives the cold answer."""
-    core.send("open", context=2)
-    core.generate(prompt=STORY, context=2, max_tokens=8)
-    request: dict[str, Any] = {"prompt": STORY + " Every", "max_tokens": 3000, "stop": [","]}
-    admitted = core.admit(context=2, **request)
-    assert admitted["cached_tokens"] == 0
-    assert "".join(core.finish(admitted)[0]) == core.generate(**request)
-    assert core.admit(context=2, **request)["cached_tokens"] >= admitted["prompt_tokens"] - 3
-    core.send("close", context=2)
-    assert core.receive()["finish"] == "cancelled"
+    outcome = core.finish(prompt=STORY, max_tokens=40, stop=[stop])
+    assert (outcome.text, outcome.finish) == (whole[: whole.index(stop)], "stop")
 
 
 @pytest.mark.model
 def test_two_jobs_interleave_exactly(core: Core) -> None:
     """Two jobs taking turns token by token give what each gives alone."""
-    prompts = [STORY, "The history of the bicycle began in"]
-    alone = [core.generate(prompt=prompt, max_tokens=12) for prompt in prompts]
-    jobs, texts = [core.admit(prompt=prompt, max_tokens=12) for prompt in prompts], ["", ""]
-    open_jobs = [0, 1]
-    while open_jobs:
-        for index in list(open_jobs):
-            core.send("run", job=jobs[index]["job"], tokens=5)
-            while (message := core.receive())["op"] == "chunk":
-                texts[index] += message["text"]
-            if message["state"] == "done":
-                open_jobs.remove(index)
-    assert texts == alone
+    alone = [core.generate(prompt=prompt, max_tokens=12) for prompt in STORIES[:2]]
+    jobs = [core.admit(prompt=prompt, max_tokens=12)["job"] for prompt in STORIES[:2]]
+    texts = dict.fromkeys(jobs, "")
+    states = dict.fromkeys(jobs, "prefill")
+    while set(states.values()) != {"done"}:
+        for job in jobs:
+            counts = core.run([job, 5] if states[job] == "prefill" else None, [job, 1])
+            texts[job] += "".join(chunk["text"] for chunk in core.said)
+            states[job] = counts[job][-2] if counts else "done"
+    assert list(texts.values()) == alone
+
+
+@pytest.mark.model
+def test_eight_jobs_decode_together(core: Core) -> None:
+    """Every step of theirs is one run for all eight, and each has the text that it has alone."""
+    alone = [core.generate(prompt=prompt, max_tokens=13) for prompt in STORIES]
+    jobs = [core.admit(prompt=prompt, max_tokens=13)["job"] for prompt in STORIES]
+    texts = dict.fromkeys(jobs, "")
+
+    def collect() -> None:
+        for chunk in core.said:
+            texts[chunk["job"]] += chunk["text"]
+
+    for job in jobs:
+        assert core.run([job, PLENTY])[job][-2] == "decode"
+        collect()
+    counts = core.run(None, *([job, 5] for job in jobs))
+    collect()
+    assert {tuple(each) for each in counts.values()} == {(0, 0, 5, 0, "decode", None)}
+    assert (core.ran["steps"], core.ran["rows"]) == (5, 40)
+    counts = core.run(None, *([job, PLENTY] for job in jobs))
+    collect()
+    assert (core.ran["steps"], core.ran["rows"]) == (7, 56)
+    assert list(texts.values()) == alone
+
+
+@pytest.mark.model
+def test_a_text_outgrows_the_room_there_is(bare: Core) -> None:
+    """A job that may need more room than rows begin with has it made beneath one that is at work; both have their texts."""
+    bare.load()
+    texts = [bare.generate(prompt=prompt, max_tokens=20) for prompt in STORIES[:2]]
+    working = bare.admit(prompt=STORIES[0], max_tokens=20)
+    job = working["job"]
+    bare.run([job, PLENTY], [job, 10])
+    begun = "".join(chunk["text"] for chunk in bare.said)
+    longer = bare.admit(prompt=STORIES[1], max_tokens=6000)
+    counts = bare.run([longer["job"], PLENTY], [longer["job"], 20], [job, 20])
+    assert counts[job][-1] == "length"
+    said = {at: "".join(chunk["text"] for chunk in bare.said if chunk["job"] == at) for at in counts}
+    assert begun + said[job] == texts[0]
+    assert said[longer["job"]] == texts[1]
 
 
 @pytest.mark.model
@@ -367,6 +336,9 @@ def test_a_prompt_over_the_window_names_both_numbers(core: Core) -> None:
     assert error["code"] == "TOO_LARGE"
     assert "8192" in error["detail"]
     assert "900" in error["detail"]
+
+
+# -- embeddings
 
 
 @pytest.mark.model
@@ -390,39 +362,50 @@ def test_embeddings_of_any_texts_are_finite(core: Core) -> None:
 
 @pytest.mark.model
 def test_a_long_embedding_can_be_cancelled_and_interrupted(core: Core) -> None:
-    """A yield pauses it, a run of few tokens does one batch of it, a longer one the rest, and a cancel ends it."""
+    """A turn of few tokens does one batch of it, while a text goes on beside it; a longer turn does the rest, and a cancel
+    ends it."""
     texts = [f"{number} " + "words of a text that is rather long " * 30 for number in range(16)]
-    core.send("embed", job=9001, texts=texts)
-    core.send("yield")
-    paused = core.receive()
-    assert (paused["op"], paused["state"]) == ("ran", "more")
-    batch = core.ask("run", job=9001, tokens=1)
-    assert batch["state"] == "more"
-    assert 0 < batch["prefill"] < 1000
-    resumed = core.ask("run", job=9001, tokens=1 << 20)
-    assert (resumed["op"], len(resumed["vectors"])) == ("embedded", 16 * 384 * 4)
-    core.send("embed", job=9002, texts=[f"x{text}" for text in texts])
-    core.send("cancel", job=9002)
-    assert core.receive()["finish"] == "cancelled"
+    job, beside = core.admit_texts(texts), core.admit(prompt=STORY, max_tokens=20)
+    core.run([beside["job"], PLENTY])
+    counts = core.run([job, 1], [beside["job"], 3])
+    assert counts[job][1:] == [0, 0, 0, "prefill", None]
+    assert 0 < counts[job][0] < 1000
+    assert counts[beside["job"]][2] == 3
+    counts = core.run([job, PLENTY])
+    assert counts[job][-2:] == ["done", "stop"]
+    assert (core.said[0]["op"], len(core.said[0]["vectors"])) == ("embedded", 16 * 384 * 4)
+    cancelled = core.admit_texts([f"x{text}" for text in texts])
+    core.start([cancelled, 1])
+    core.send("cancel", job=cancelled)
+    assert core.end_turn()[cancelled][-2:] == ["done", "cancelled"]
+    assert core.said == []
+    core.work(beside)
+
+
+# -- the process
 
 
 @pytest.mark.model
-def test_finished_jobs_leave_no_memory_behind(core: Core) -> None:
-    """A cache is freed with its job: after many jobs with large caches the process is no larger than after a few."""
+def test_finished_jobs_leave_no_memory_behind() -> None:
+    """What is kept of them stays below the limit: after many prompts of their own the process is no larger than after a few."""
+    with Core(kv_bytes=24 << 20) as core:
+        core.load()
 
-    def work(count: int) -> None:
-        for number in range(count):
-            core.finish(core.admit(prompt=f"{number} {STORY}", max_tokens=2000, stop=[" "]))
+        def work(numbers: range) -> None:
+            for number in numbers:
+                outcome = core.finish(prompt=f"{number} {STORY * 12}", max_tokens=2000, stop=[" "])
+                assert outcome.prefill > 150
+                assert core.ran["kv"]["cache"] + core.ran["kv"]["rows"] <= 24 << 20
 
-    work(4)
-    before = core.resident()
-    work(20)
-    assert core.resident() - before < 60e6
+        work(range(4))
+        before = core.resident()
+        work(range(4, 16))  # 90 MB of keys and values
+        assert core.resident() - before < 16e6
 
 
 @pytest.mark.model
-def test_telemetry_is_off_before_the_runtime_is_imported() -> None:
-    """The variable is set when the first module of the runtime is looked for, though the parent did not set it."""
+def test_telemetry_is_off_before_the_runtime_is_imported(tmp_path: Path) -> None:
+    """The variable is set when the first module of either runtime is looked for, though the parent did not set it."""
     script = """
 import os, sys
 class Watch:
@@ -435,7 +418,7 @@ sys.stderr.write("imported\\n")
 sys.exit(main(sys.argv[1:]))
 """
     core = Core("-c", script)
-    assert core.load()["op"] == "ready"
+    assert core.load(variant(tmp_path / "odd", want_more))["info"]["engine"] == "genai"
     core.send("shutdown")
     _, told = core.process.communicate(timeout=20)
     core.pipe.close()
@@ -447,9 +430,9 @@ sys.exit(main(sys.argv[1:]))
 def test_a_killed_core_closes_its_pipe() -> None:
     """kill -9 in the middle of a job is seen at the other end as the end of the pipe."""
     core = Core()
-    core.load(embedder=None)
-    admitted = core.admit(prompt=STORY, max_tokens=2000)
-    core.send("run", job=admitted["job"], tokens=1 << 20)
+    core.load()
+    job = core.admit(prompt=STORY, max_tokens=2000)["job"]
+    core.start([job, PLENTY], [job, PLENTY])
     assert core.receive()["op"] == "chunk"
     core.process.send_signal(signal.SIGKILL)
     with pytest.raises(PeerGone):
@@ -461,9 +444,9 @@ def test_a_killed_core_closes_its_pipe() -> None:
 def test_a_core_ends_with_its_kernel() -> None:
     """When the kernel's end of the pipe closes, in the middle of a job, the core ends by itself; ^C does not end it."""
     core = Core()
-    core.load(embedder=None)
-    admitted = core.admit(prompt=STORY, max_tokens=2000)
-    core.send("run", job=admitted["job"], tokens=1 << 20)
+    core.load()
+    job = core.admit(prompt=STORY, max_tokens=2000)["job"]
+    core.start([job, PLENTY], [job, PLENTY])
     assert core.receive()["op"] == "chunk"
     core.process.send_signal(signal.SIGINT)
     assert core.receive()["op"] == "chunk"

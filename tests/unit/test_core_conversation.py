@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from llmos.kernel.core.conversation import Conversation
@@ -120,6 +120,7 @@ def test_no_lengths_make_it_fail(system: bool, turns: list[tuple[int, int, str]]
 
 @settings(max_examples=30, deadline=None)
 @given(st.lists(st.tuples(st.integers(1, 1500), st.sampled_from("xé語")), min_size=1, max_size=6))
+@example([(1177, "x"), (88, "é"), (207, "語")])
 def test_a_raw_text_of_any_length_goes_on(pieces: list[tuple[int, str]]) -> None:
     """Without turns, its beginning and its end stay, and a summary stands between them."""
     with tempfile.TemporaryDirectory() as folder:
@@ -129,7 +130,7 @@ def test_a_raw_text_of_any_length_goes_on(pieces: list[tuple[int, str]]) -> None
             desk.job(number, context=1, prompt=f"<{number}>" + letter * length, max_tokens=20)
             assert desk.finish(number)[1] in ("length", "eos")
             assert content(desk).text.startswith("<1>")
-        # The last answer is not paged yet, and a token of it that is no text by itself is written in three bytes.
+        # The last answer is not paged yet; where its tokens are no UTF-8, three bytes stand for each.
         assert len(content(desk).text.encode()) <= WINDOW + 3 * 20
 
 

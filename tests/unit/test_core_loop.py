@@ -37,13 +37,13 @@ def test_a_grant_is_never_exceeded(desk: Desk) -> None:
 
 
 def test_the_text_is_told_as_it_comes_and_once(desk: Desk) -> None:
-    """Over any turns the chunks add up to the text, and their tokens to what was produced."""
+    """The chunks of a turn add up to what was produced in it, in text and in tokens: nothing waits for the next turn."""
     desk.job(1, prompt="A", max_tokens=9)
-    said = desk.tell("run", turn=1, prefill=[1, 10], decode=[[1, 4]])
-    said += desk.tell("run", turn=2, prefill=None, decode=[[1, 100]])
-    chunks = [message for message in said if message["op"] == "chunk"]
-    assert "".join(chunk["text"] for chunk in chunks) == "BCDEFGHIJ"
-    assert sum(chunk["tokens"] for chunk in chunks) == 9
+    for prefill, count, text in (([1, 10], 4, "BCDE"), (None, 2, "FG"), (None, 100, "HIJ")):
+        said = desk.tell("run", turn=1, prefill=prefill, decode=[[1, count]])
+        chunks = [message for message in said if message["op"] == "chunk"]
+        assert "".join(chunk["text"] for chunk in chunks) == text
+        assert sum(chunk["tokens"] for chunk in chunks) == len(text)
 
 
 def test_many_decode_in_one_step(desk: Desk) -> None:

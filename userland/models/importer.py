@@ -96,7 +96,7 @@ def _write_model(folder: Path, architecture: Architecture, file: GgufFile, repor
 
     with WeightsFile(folder / "model.onnx.data") as weights:
         model = DecoderGraph(architecture, file, weights, wrote).build()
-    onnx.save(model, folder / "batched.onnx")
+    onnx.save(model, folder / description.BATCHED_GRAPH)
     onnx.save(last_position_only(model), folder / "model.onnx")
 
 

