@@ -11,6 +11,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from llmos.ipc.errors import Code, OpError
+from llmos.kernel.core import limits
 from llmos.kernel.core.conversation import Conversation
 from llmos.kernel.core.job import Embedding, Generation
 from llmos.kernel.core.model import Model, load_model
@@ -112,6 +113,16 @@ def test_a_graph_that_is_not_known_runs_on_genai(genai: Model) -> None:
     text, job = passage(genai, STORIES[4], max_tokens=12)
     assert "Paris" in text
     assert job.finish in ("length", "eos")
+
+
+def test_a_loaded_model_says_what_runs_it(genai: Model, tmp_path: Path) -> None:
+    """How many rows its engine has, and the provider it runs on in the end: GenAI has none of plain ONNX Runtime's but the CPU's."""
+    assert (genai.info.rows, genai.info.provider) == (limits.GENAI_ROWS, "cpu")
+    asked = "CPUExecutionProvider"
+    batched = load_model(FOLDER, asked)
+    assert (batched.info.engine, batched.info.rows, batched.info.provider) == ("batched", limits.ROWS, asked)
+    odd = load_model(variant(tmp_path / "smollm2-135m", want_more), asked)
+    assert (odd.info.engine, odd.info.provider) == ("genai", "cpu")
 
 
 def test_genai_goes_on_without_reading_again(genai: Model) -> None:
