@@ -47,8 +47,6 @@ class PrefixCache:
         self.read_s = limits.READ_S
         """Seconds that reading one token takes; kept up to date by who measures it."""
         self.bytes = self.spilled = 0
-        self.hits = self.misses = 0
-        """Tokens of prompts that were found, and that were not."""
         self._spill = spill
         self._roots: dict[str, Node] = {}
         self._floor = 0.0
@@ -107,13 +105,11 @@ class PrefixCache:
                 self._evict(node)
         self._roots = {label: root for label, root in self._roots.items() if root.children}
 
-    def clear(self, label: str | None = None) -> None:
-        """Forget all that was read, or all of one label."""
-        for name in [label] if label is not None else list(self._roots):
-            root = self._roots.pop(name, None)
-            if root is not None:
-                for node in list(_below(root)):
-                    self._release(node)
+    def clear(self) -> None:
+        """Forget all that was read."""
+        for node in list(self._nodes()):
+            self._release(node)
+        self._roots.clear()
 
     def _path(self, label: str, tokens: Sequence[int]) -> Iterator[tuple[Node, int]]:
         """The nodes that a text goes along, with how many tokens of each it shares; the last may be shared in part."""

@@ -20,7 +20,7 @@ Every message is a map with an `op`. From the kernel, and what answers it:
 
 `ran {turn, jobs, prefill_s, steps, decode_s, rows, kv}`: `jobs` are `[job, prefill, cached, decode, forced, state, finish]` with the
 tokens read, found in the cache, produced, and produced without a decision; `state` is `prefill`, `decode` or `done`. `steps` runs of
-the model decoded, with `rows` texts in all, in `decode_s` seconds. `kv` are the bytes and tokens of `seats.Memory.usage`.
+the model decoded, with `rows` texts in all, in `decode_s` seconds. `kv` are the bytes of `seats.Memory.usage`.
 
 In place of any answer: `error {about, job, context, model, code, detail, hint}`. A job that fails in a turn has one, and is then in
 `ran` as `done`, `failed`. A job whose conversation had to be paged is `admitted` a second time, when it begins to read what is left.

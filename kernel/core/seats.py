@@ -74,14 +74,12 @@ class Memory:
                 break
 
     def usage(self) -> dict[str, int]:
-        """Bytes, and tokens of prompts that were found and not found."""
+        """Bytes: of rows, of caches in memory, and in files."""
         caches = [member.cache for member in self._members]
         return {
             "rows": sum(member.rows_bytes for member in self._members),
             "cache": sum(cache.bytes for cache in caches),
             "spilled": sum(cache.spilled for cache in caches),
-            "hit_tokens": sum(cache.hits for cache in caches),
-            "miss_tokens": sum(cache.misses for cache in caches),
         }
 
 
@@ -122,7 +120,6 @@ class CachedSeats:
         except OSError:  # a file that fails is as good as never written
             self._engine.cut(row, max(held, len(row.tokens) & ~1))
         self._memory.make_room(0)
-        self.cache.hits += len(row.tokens) - held
         return len(row.tokens) - held
 
     def keep(self, row: Row, label: str) -> None:
@@ -139,7 +136,6 @@ class CachedSeats:
         self._engine.leave(row)
 
     def measure(self, tokens: int, seconds: float) -> None:
-        self.cache.misses += tokens
         if tokens >= limits.PREFILL_SLICE_MIN:
             self.cache.read_s += (seconds / tokens - self.cache.read_s) * limits.READ_LEARNS
 

@@ -19,7 +19,7 @@ from llmos.kernel.models import Memory, Model, Models
 
 Message = dict[str, Any]
 
-KV = {"rows": 0, "cache": 0, "spilled": 0, "hit_tokens": 0, "miss_tokens": 0}
+KV = {"rows": 0, "cache": 0, "spilled": 0}
 
 
 def install(store: Path, name: str, size: int = 1000, *, embedding: bool = False) -> Path:

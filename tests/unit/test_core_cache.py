@@ -103,11 +103,10 @@ class CacheMachine(RuleBasedStateMachine):
         assert self.cache.bytes <= tokens * KV_BYTES
         self.lossless = False
 
-    @rule(label=st.none() | LABELS)
-    def clear(self, label: str | None) -> None:
-        self.cache.clear(label)
-        for name in [label] if label is not None else list(self.known):
-            self.known.pop(name, None)
+    @rule()
+    def clear(self) -> None:
+        self.cache.clear()
+        self.known.clear()
 
     @invariant()
     def every_byte_is_counted(self) -> None:

@@ -80,7 +80,7 @@ def test_a_job_over_the_pipe(kernel: Kernel) -> None:
     kernel.send("run", turn=2, prefill=None, decode=[[1, 100]])
     second, ran = kernel.rest()
     assert (first + second, ran["turn"], ran["jobs"][0][5:]) == ("BCDEFGHIJ", 2, ["done", "length"])
-    assert ran["kv"].keys() == {"rows", "cache", "spilled", "hit_tokens", "miss_tokens"}
+    assert ran["kv"].keys() == {"rows", "cache", "spilled"}
 
 
 def test_shutdown_ends_even_a_running_core(kernel: Kernel) -> None:
