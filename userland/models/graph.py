@@ -22,7 +22,7 @@ from onnx import TensorProto, helper
 from llmos.userland.models.architecture import Architecture, Layer
 from llmos.userland.models.errors import ImportRejected
 from llmos.userland.models.gguf_file import GgufFile, Tensor
-from llmos.userland.models.packing import Layout, common_block, layout_for, pack, read_values
+from llmos.userland.models.packing import Layout, layout_for, pack, read_values
 from llmos.userland.models.rotary import Rotary
 from llmos.userland.models.weights import Region, WeightsFile
 
@@ -55,7 +55,6 @@ class DecoderGraph:
         self._nodes: list[onnx.NodeProto] = []
         self._rotaries = list(dict.fromkeys(layer.rotary for layer in architecture.attention if layer.rotary))
         self._summed: set[int] = set()
-        self._block = common_block(file.tensors.values())
 
     def build(self) -> onnx.ModelProto:
         """The model; its initialisers refer to the weights file."""
@@ -139,7 +138,7 @@ class DecoderGraph:
         Always in the wide layout: the smallest errors here are felt by every token.
         """
         rows, columns, tensors = self._shape.vocabulary, self._shape.hidden, [self._file.tensors[name]]
-        layout = layout_for(tensors, self._block, wide=True)
+        layout = layout_for(tensors, wide=True)
         codes = self._packed(name, tensors, layout)
         if gathered:
             self._weights.refer(f"{name}.rows", np.uint8, (rows, columns), codes)
@@ -254,7 +253,7 @@ class DecoderGraph:
         rows, columns, layout = (
             sum(tensor.rows for tensor in tensors),
             tensors[0].columns,
-            layout_for(tensors, self._block),
+            layout_for(tensors),
         )
         codes = self._packed(output, tensors, layout)
         if layout.offsets:
