@@ -361,12 +361,17 @@ class Engine:
             KeyError,
             TypeError,
             AttributeError,
+            ArithmeticError,
+            RecursionError,
+            OpError,
             msgpack.UnpackException,
         ) as error:  # a model file may have taken it over
             log.error("core.nonsense", err=type(error).__name__)
             if self._link is not None:
-                self._link.close()  # which ends the core; another is started
+                self._link.close()
                 self._link = None
+            if self._process is not None:  # it need not end by itself; another is started
+                self._supervisor.put_down(self._process, "it said what no core says")
 
     def _handle(self, message: Message) -> None:
         op = message["op"]

@@ -19,7 +19,7 @@ from llmos.kernel.authority import Authority
 from llmos.kernel.calls import Call
 from llmos.kernel.capability import used_up
 from llmos.kernel.contexts import Context, Contexts, namespace
-from llmos.kernel.inference_call import Inference, Reveal, spent_of
+from llmos.kernel.inference_call import Inference, Reveal, bytes_of, count_of, seconds_of, spent_of
 from llmos.kernel.jobs import Job, State, Turn
 from llmos.kernel.labels import Label, Source
 from llmos.kernel.loop import Loop
@@ -313,8 +313,8 @@ class Inferences:
 
     def model_ready(self, model: Model) -> None:
         """What waited for it can go."""
-        rows = model.info.get("rows")
-        self._scheduler.set_model(model.name, int(model.info.get("kv_bytes", 0)), rows and int(rows))
+        rows = count_of(model.info.get("rows", 0))
+        self._scheduler.set_model(model.name, count_of(model.info.get("kv_bytes", 0)), rows or None)
         for context in self.contexts.of_model(model.name):
             self._open(context)
         for inference in list(self._jobs.values()):
@@ -365,7 +365,7 @@ class Inferences:
             case "embedded":
                 inference = self._jobs.get(message["job"])
                 if inference is not None:
-                    inference.vectors = message
+                    inference.vectors = {"dim": count_of(message["dim"]), "vectors": bytes_of(message["vectors"])}
             case "ran":
                 self._ran(message)
             case "error":
@@ -386,11 +386,11 @@ class Inferences:
 
     def _size(self, inference: Inference, message: Message) -> None:
         """What the core says of its prompt; once more, when its conversation was paged."""
-        inference.prompt, inference.known = int(message["prompt_tokens"]), int(message["cached_tokens"])
+        inference.prompt, inference.known = count_of(message["prompt_tokens"]), count_of(message["cached_tokens"])
         inference.cached = 0
         unread = max(0, inference.prompt - inference.known)
         try:
-            self._scheduler.admitted(inference.job.id, unread, int(message["max_tokens"]), inference.known)
+            self._scheduler.admitted(inference.job.id, unread, count_of(message["max_tokens"]), inference.known)
         except OpError as error:
             self._fail(inference, error)
 
@@ -398,11 +398,10 @@ class Inferences:
         inference = self._jobs.get(message["job"])
         if inference is None:
             return
+        chunk = inference.said(message["text"], message["tokens"])
         if inference.first_text is None:
             inference.first_text = self._loop.clock()
-        inference.text.append(message["text"])
         if inference.reveal is None:
-            chunk = {"text": message["text"], "tokens": message["tokens"]}
             inference.call.chunk(chunk, inference.delivered, self._source(inference))
 
     def _ran(self, message: Message) -> None:
@@ -411,14 +410,18 @@ class Inferences:
         if turn is None or message["turn"] != turn.number:
             raise ValueError("a turn that was not asked for")
         rows = [spent_of(row) for row in message["jobs"]]
-        self._turn, self._members, self._yielding = None, {}, False
+        if len({spent.job for spent, _ in rows}) < len(rows):
+            raise ValueError("a job twice in one turn")
+        prefill_s, decode_s = seconds_of(message["prefill_s"]), seconds_of(message["decode_s"])
+        steps = count_of(message["steps"])
         self.statistics.turn(message)
+        self._turn, self._members, self._yielding = None, {}, False
         told = [members[spent.job].beyond(spent) for spent, _ in rows if spent.job in members]
-        self._scheduler.account(turn, told, message["prefill_s"], message["steps"], message["decode_s"])
+        self._scheduler.account(turn, told, prefill_s, steps, decode_s)
         for spent, finish in rows:
             inference = members.get(spent.job)
             if inference is not None:
-                inference.took(spent, message["prefill_s"], message["decode_s"])
+                inference.took(spent, prefill_s, decode_s)
                 self.statistics.read(spent.prefill, spent.cached)
                 self.statistics.made(spent.decode, spent.forced)
                 wanted = self._charged(inference, spent.prefill + spent.decode)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -34,6 +35,8 @@ class Inference:
     posted: bool = False
     """Whether the core knows of it."""
     text: list[str] = field(default_factory=list)
+    size: int = 0
+    """Characters of it."""
     vectors: Message | None = None
     """The core's `embedded`, until its turn has been paid for."""
     again: Message | None = None
@@ -84,6 +87,17 @@ class Inference:
         before, after = self.cached, self.cached + spent.cached
         return replace(spent, cached=max(0, after - self.known) - max(0, before - self.known))
 
+    def said(self, text: Any, tokens: Any) -> Message:
+        """More of its text: the chunk for its caller. Raises `TypeError`, `ValueError` for what is none or too much."""
+        count_of(tokens)
+        if not isinstance(text, str):
+            raise TypeError("a text that is none")
+        self.size += len(text)
+        if self.size > params.ANSWER_CHARACTERS:
+            raise ValueError("a text without end")
+        self.text.append(text)
+        return {"text": text, "tokens": tokens}
+
     def took(self, spent: Spent, prefill_s: float, decode_s: float) -> None:
         """A turn that it was in is over, which spent so many seconds on its one prompt and on all its answers."""
         self.prefill += spent.prefill
@@ -122,11 +136,32 @@ class Inference:
         }
 
 
+def count_of(value: Any) -> int:
+    """A number of tokens, as the core tells it. Raises `ValueError` for one that no model can have reached.
+
+    Less than nothing would fill a quota up, and far too much would keep its principal from the model for ever.
+    """
+    if type(value) is not int or not 0 <= value <= params.TURN_TOKENS:
+        raise ValueError("no number of tokens: negative, too many, or none at all")
+    return value
+
+
+def bytes_of(value: Any) -> bytes:
+    """Vectors, as the core tells them. Raises `TypeError`."""
+    if not isinstance(value, bytes):
+        raise TypeError("vectors that are none")
+    return value
+
+
+def seconds_of(value: Any) -> float:
+    """A time, as the core tells it. Raises `TypeError`, `ValueError` for one that cannot have passed."""
+    if not 0 <= float(value) < math.inf:
+        raise ValueError("no time that can have passed")
+    return float(value)
+
+
 def spent_of(row: list[Any]) -> tuple[Spent, str]:
-    """A row of `ran`. Raises `TypeError`, `ValueError` for nonsense: less than nothing would fill a quota up."""
+    """A row of `ran`. Raises `TypeError`, `ValueError` for nonsense."""
     job, prefill, cached, decode, forced, state, finish = row
-    counts = [int(count) for count in (prefill, cached, decode, forced)]
-    if min(counts) < 0:
-        raise ValueError("a negative count")
-    read, found, made, given = counts
-    return Spent(int(job), read, found, made, given, State(state)), str(finish)
+    read, found, made, given = map(count_of, (prefill, cached, decode, forced))
+    return Spent(job, read, found, made, given, State(state)), str(finish)[:20]

@@ -27,6 +27,10 @@ class Supervisor:
     def __init__(self) -> None:
         self.started = 0
         self.readied = 0
+        self.killed: list[str] = []
+
+    def put_down(self, process: Any, reason: str) -> None:
+        self.killed.append(reason)
 
     def start(self, process: Any) -> None:
         self.started += 1
@@ -274,12 +278,25 @@ def test_a_load_that_takes_for_ever_is_noticed(home: Home) -> None:
     assert "load" in home.engine.stuck()
 
 
-def test_nonsense_ends_the_core(home: Home) -> None:
-    """A model file may have taken it over: the pipe is closed, which ends it."""
+@pytest.mark.parametrize(
+    "message",
+    [
+        {"op": "ready"},
+        {"op": "ready", "model": "small", "info": {"kv_bytes": float("inf")}, "load_ms": 1},
+        {"op": "ready", "model": "small", "info": {"rows": -1}, "load_ms": 1},
+        {"op": "error", "about": "load", "model": []},
+        [[[]]],
+    ],
+)
+def test_nonsense_ends_the_core(home: Home, message: Any) -> None:
+    """A model file may have taken it over: the pipe is closed, and it is killed, since it need not end by itself."""
     home.boot()
-    home.say("ready")
+    assert home.pipe is not None
+    home.pipe.send(message)
+    home.loop.turn()
     with pytest.raises(ConnectionError):
         home.heard(), home.heard()
+    assert home.supervisor.killed == ["it said what no core says"]
 
 
 def test_a_named_default_is_remembered_and_one_of_no_use_is_refused(home: Home) -> None:

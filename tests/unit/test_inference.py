@@ -16,7 +16,7 @@ from llmos.ipc import protocol
 from llmos.ipc.errors import Code, OpError
 from llmos.kernel import params
 from llmos.kernel.labels import Label
-from tests.unit.inference_world import World
+from tests.unit.inference_world import KV, World
 
 SECRET = Label.make("untrusted", ["mail"])
 
@@ -155,6 +155,56 @@ def test_a_turn_that_was_not_asked_for_is_nonsense(world: World) -> None:
         world.core.ran(turn=99)
     with pytest.raises(ValueError, match="negative"):
         world.core.ran([1, -5, 0, 0, 0, "decode", None])
+
+
+@pytest.mark.parametrize("count", [1 << 60, float("inf"), float("nan"), True, "5", None])
+@pytest.mark.parametrize("place", [1, 2, 3, 4])
+def test_figures_that_no_core_counts_are_nonsense_and_change_nothing(world: World, count: Any, place: int) -> None:
+    """One that has been taken over can neither empty a quota, nor keep a principal from the model for ever after."""
+    world.generate("hello")
+    row = [1, 5, 0, 1, 0, "decode", None]
+    row[place] = count
+    with pytest.raises(ValueError, match="no number of tokens"):
+        world.core.ran(row)
+    with pytest.raises(ValueError, match="twice"):
+        world.core.ran([1, 5, 0, 1, 0, "decode", None], [1, 0, 0, 1, 0, "decode", None])
+    assert world.inference.describe()["tokens"]["prefill"] == 0
+    world.core.obey()
+    assert world.inference.describe()["tokens"]["prefill"] == 5
+
+
+@pytest.mark.parametrize(("field", "value"), [("prefill_s", float("nan")), ("decode_s", -1.0), ("steps", float("inf"))])
+def test_a_time_that_cannot_have_passed_is_nonsense(world: World, field: str, value: float) -> None:
+    """It would be in the rates and the statistics for good."""
+    world.generate("hello")
+    ran = {"op": "ran", "turn": 1, "jobs": [], "prefill_s": 0.1, "steps": 0, "decode_s": 0.0, "rows": 0, "kv": KV}
+    with pytest.raises(ValueError, match="no "):
+        world.inference.heard({**ran, field: value})
+    assert world.inference.describe()["turns"] == 0
+
+
+def test_an_answer_without_end_is_nonsense(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a core streams is kept for the final answer, so it is bounded; and it is text."""
+    world.generate("hello")
+    monkeypatch.setattr(params, "ANSWER_CHARACTERS", 10)
+    chunk = {"op": "chunk", "job": 1, "tokens": 1}
+    world.inference.heard({**chunk, "text": "x" * 10})
+    with pytest.raises(ValueError, match="without end"):
+        world.inference.heard({**chunk, "text": "x"})
+    with pytest.raises(TypeError, match="none"):
+        world.inference.heard({**chunk, "text": 5})
+    with pytest.raises(ValueError, match="number"):
+        world.inference.heard({**chunk, "text": "x", "tokens": [[]]})
+
+
+@pytest.mark.parametrize("field", ["prompt_tokens", "cached_tokens", "max_tokens"])
+def test_an_admission_that_cannot_be_is_nonsense(world: World, field: str) -> None:
+    """Nothing is reserved, nor taken from others, for a prompt of less than nothing or without end."""
+    world.core.silent = True
+    world.generate("hello")
+    for value in (-1, 1 << 60, float("inf")):
+        with pytest.raises(ValueError, match="number"):
+            world.core.admit(1, **{field: value})
 
 
 # -- quotas ------------------------------------------------------------------------------------------------------------
