@@ -217,7 +217,7 @@ class Inferences:
             limits = [purse[1] if purse is not None else None, budget]
             if any(left is not None and left < requests.most_tokens(request) for left in limits):
                 inference.request = requests.to_the_token(inference.request)
-            inference.request["label"] = namespace(inference.delivered)
+        inference.request["label"] = namespace(inference.delivered)
         self._jobs[job.id] = inference
         call.on_end = lambda: self._gone(inference)
         if model.state is ModelState.READY:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
+import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,7 +66,12 @@ def core(fd: int, folders: Sequence[Path], scratch: Path, tier: Tier) -> Command
         read=tuple(folders),
         write=(scratch,),
         kernel_modules=("core",),
-        limits=Limits(address_space=params.CORE_MEMORY, file_size=params.SPILL_MOST, nice=params.NICE),
+        limits=Limits(
+            address_space=params.CORE_MEMORY,
+            open_files=params.CORE_OPEN_FILES,
+            file_size=params.SPILL_MOST,
+            nice=params.NICE,
+        ),
         tier=tier,
     )
     return Command(policy, "llmos.kernel.core", ("--fd", str(fd)), (fd,))
@@ -144,15 +149,28 @@ def emptied(path: Path) -> Path:
     try:
         if path.is_symlink() or not path.is_dir():
             path.unlink(missing_ok=True)
-        for left in private_directory(path).iterdir():
-            if left.is_dir() and not left.is_symlink():
-                shutil.rmtree(left)
-            else:
-                left.unlink()
+        while found := [*private_directory(path).iterdir()]:
+            for left in found:
+                _remove(left, path)
         path.chmod(0o700)
     except OSError as error:
         raise OpError(Code.UNAVAILABLE, f"{path} cannot be emptied: {error.strerror}", "remove it by hand") from None
     return path
+
+
+def _remove(left: Path, top: Path) -> None:
+    """Take it out of `top`; what is in it comes up there, so that no depth is too much, and closed directories are opened."""
+    if left.is_symlink() or not left.is_dir():
+        left.unlink()
+        return
+    left.chmod(0o700)
+    for inner in left.iterdir():
+        if inner.is_dir() and not inner.is_symlink():
+            inner.chmod(0o700)  # a directory that may not be written to cannot be moved
+            inner.rename(top / secrets.token_hex(8))
+        else:
+            inner.unlink()
+    left.rmdir()
 
 
 def driver_folder(name: str, places: Places) -> Path:

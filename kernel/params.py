@@ -127,6 +127,7 @@ KV_MOST = 16 << 30  # the same at most, where nothing else is said
 SPILL_SHARE = 0.1  # of the free disk, for contexts that are put aside
 SPILL_MOST = 4 << 30  # bytes of them at most
 CORE_DISK = SPILL_MOST + (64 << 20)  # bytes on disk that the core may take: what it has spilled, and a little
+CORE_OPEN_FILES = 4096  # that the core may have open: a context that it has put aside has one
 CORE_FILES = 1_000  # files in its directory: it deletes each as soon as it is open
 RATE_S = 3.0  # seconds over which tokens per second are averaged
 CORE_MEMORY = 64 << 30  # bytes of address space of the core: weights are mapped

@@ -49,18 +49,20 @@ class Embedder:
         self._tokenizer.enable_truncation(limits.EMBED_TOKENS)
         self._tokenizer.no_padding()
         self._inputs = {node.name for node in self._session.get_inputs()}
-        self._cache: OrderedDict[str, NDArray[np.float32]] = OrderedDict()
+        self._cache: OrderedDict[tuple[str, str], NDArray[np.float32]] = OrderedDict()
+        """By label and text."""
 
-    def embed(self, texts: Sequence[str]) -> Generator[int, None, Vectors]:
+    def embed(self, texts: Sequence[str], label: str = "") -> Generator[int, None, Vectors]:
         """Yields after every run of the model the tokens it took, so that the caller may look up; returns the vectors. Raises `OpError`.
 
-        Equal texts are computed once. Runs take texts of like length, since padding costs as much as text.
+        Equal texts of one label are computed once, and of another label again: how long it takes tells nobody what others have embedded.
+        Runs take texts of like length, since padding costs as much as text.
         """
-        found = {text: self._cache[text] for text in set(texts) & self._cache.keys()}
+        found = {text: self._cache[label, text] for text in set(texts) if (label, text) in self._cache}
         for batch in self._batches(sorted(set(texts) - found.keys())):
             found.update(zip((text for text, _ in batch), self._run([ids for _, ids in batch]), strict=True))
             yield sum(len(ids) for _, ids in batch)
-        self._remember(found)
+        self._remember(label, found)
         return np.stack([found[text] for text in texts])
 
     def _batches(self, texts: Sequence[str]) -> Iterator[list[tuple[str, list[int]]]]:
@@ -97,9 +99,9 @@ class Embedder:
         vectors: Vectors = means / np.maximum(np.linalg.norm(means, axis=1, keepdims=True), 1e-12)
         return vectors
 
-    def _remember(self, vectors: dict[str, NDArray[np.float32]]) -> None:
+    def _remember(self, label: str, vectors: dict[str, NDArray[np.float32]]) -> None:
         for text, vector in vectors.items():
-            self._cache[text] = vector
-            self._cache.move_to_end(text)
+            self._cache[label, text] = vector
+            self._cache.move_to_end((label, text))
         while len(self._cache) > limits.EMBED_CACHE:
             self._cache.popitem(last=False)

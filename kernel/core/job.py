@@ -228,11 +228,11 @@ class Embedding:
 
     reading = True
 
-    def __init__(self, job: int, name: str, texts: Sequence[str], embedder: Embedder) -> None:
+    def __init__(self, job: int, name: str, texts: Sequence[str], embedder: Embedder, label: str = "") -> None:
         self.job, self.model = job, name
         self.finish: str | None = None
         self.prefill = self.cached = self.decode = self.forced = 0
-        self._work = embedder.embed(texts)
+        self._work = embedder.embed(texts, label)
         self._dim = embedder.dim
         self._vectors = b""
 

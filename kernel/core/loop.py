@@ -11,7 +11,7 @@ Every message is a map with an `op`. From the kernel, and what answers it:
 | `fork` | `context`, `source` | none; nothing is computed |
 | `close` | `context` | none; a job in it ends as cancelled |
 | `job` | `model`, and see `request.Request` | `admitted {job, prompt_tokens, cached_tokens, max_tokens}` |
-| `embed` | `job`, `model`, `texts` | `admitted`, its `max_tokens` 0; once it is done `embedded {job, dim, vectors}` |
+| `embed` | `job`, `model`, `label`, `texts` | `admitted`, its `max_tokens` 0; once it is done `embedded {job, dim, vectors}` |
 | `run` | `turn`, `prefill` ([job, tokens] or null), `decode` ([job, tokens]…) | `chunk {job, text, tokens}`…, then `ran` |
 | `park` | `job` | none; its row is free, and it goes on with a later `run` |
 | `yield` | | ends the turn under way, which is answered as always |
@@ -196,7 +196,7 @@ class Loop:
         embedder = self._models.get(message["model"])
         if embedder is None or isinstance(embedder, Model):
             raise OpError(Code.UNAVAILABLE, "no embedding model is loaded", "llmosctl model pull minilm")
-        job = Embedding(message["job"], message["model"], message["texts"], embedder)
+        job = Embedding(message["job"], message["model"], message["texts"], embedder, message.get("label", ""))
         self._jobs[job.job] = job
         size = sum(len(text) // 4 + 1 for text in message["texts"])
         self._pipe.send({"op": "admitted", "job": job.job, "prompt_tokens": size, "cached_tokens": 0, "max_tokens": 0})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import resource
 import tempfile
 import time
 from collections.abc import Callable
@@ -42,12 +43,13 @@ class Spilled:
     def close(self) -> None:
         """Give its room back."""
         self._spill.used -= self.nbytes
+        self._spill.files -= 1
         with contextlib.suppress(OSError):  # a disk that fails now has nothing left that matters
             os.close(self._descriptor)
 
 
 class Spill:
-    """A bounded amount of files.
+    """A bounded amount of files, and no more of them than half of what this process may open.
 
     Args:
         folder: where they lie; nobody else can write there.
@@ -56,7 +58,8 @@ class Spill:
 
     def __init__(self, folder: Path, capacity: int) -> None:
         self._folder, self._capacity = folder, capacity
-        self.used = 0
+        self._most = resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2  # the rest is for loading models
+        self.used = self.files = 0
         self.read_s = limits.SPILL_READ_S
         """Seconds that reading one byte back takes, as measured lately."""
 
@@ -73,7 +76,7 @@ class Spill:
         Raises:
             SpillFull, OSError: it could not be put; nothing is left of it.
         """
-        while self.used + kv.nbytes > self._capacity:
+        while self.used + kv.nbytes > self._capacity or self.files >= self._most:
             if kv.nbytes > self._capacity or not make_room():
                 raise SpillFull
         descriptor = _nameless(self._folder)
@@ -85,6 +88,7 @@ class Spill:
             os.close(descriptor)
             raise
         self.used += kv.nbytes
+        self.files += 1
         return Spilled(self, descriptor, kv.shape, kv.nbytes)
 
     def measure(self, nbytes: int, seconds: float) -> None:

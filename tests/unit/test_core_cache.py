@@ -403,3 +403,16 @@ def test_no_memory_left_is_no_fault_of_the_job(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr("llmos.kernel.core.cache.mmap.mmap", none)
     seats.leave(row, "")
     assert (engine.taken, seats.known("", [1, 2]), memory.usage()["cache"]) == ([], 0, 0)
+
+
+def test_what_is_spilled_leaves_files_to_be_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Many small pieces in files take half of the descriptors that the process may have: a model can be loaded beside them."""
+    monkeypatch.setattr("resource.getrlimit", lambda _: (20, 20))
+    cache = PrefixCache(KV_BYTES, Spill(tmp_path, 1 << 20))
+    cache.read_s = 10.0  # a file always pays
+    before = descriptors()
+    for text in range(40):
+        insert(cache, "", [text, 1])
+        cache.shrink(0)
+    assert len(spilled_nodes(cache)) == 10
+    assert descriptors() == before + 10

@@ -207,6 +207,13 @@ def test_an_admission_that_cannot_be_is_nonsense(world: World, field: str) -> No
             world.core.admit(1, **{field: value})
 
 
+def test_vectors_are_kept_apart_by_label_too(world: World) -> None:
+    """The core is told under which label a text is embedded, as it is of a prompt."""
+    secret = Label.make("untrusted", ["fs"])
+    world.embed("a text", call=world.call("llm.embed", label=secret))
+    assert world.core.posted[0]["label"] == "u fs"
+
+
 # -- quotas ------------------------------------------------------------------------------------------------------------
 
 

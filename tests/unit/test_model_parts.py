@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -81,3 +82,23 @@ def test_the_cores_directory_is_emptied_and_nothing_else(tmp_path: Path) -> None
     assert scratch.is_dir()
     assert not scratch.is_symlink()
     assert (precious / "file").exists()
+
+
+def test_the_cores_directory_is_emptied_whatever_a_core_left_there(tmp_path: Path) -> None:
+    """Neither directories deeper than a path can name, nor closed ones, keep the next core from starting."""
+    scratch = tmp_path / "core"
+    scratch.mkdir()
+    closed = scratch / "closed"
+    (closed / "inner").mkdir(parents=True)
+    (closed / "inner" / "file").write_text("x")
+    (closed / "inner").chmod(0)
+    closed.chmod(0)
+    at = os.open(scratch, os.O_RDONLY)
+    for _ in range(1500):
+        os.mkdir("deep" * 10, dir_fd=at)
+        inner = os.open("deep" * 10, os.O_RDONLY, dir_fd=at)
+        os.close(at)
+        at = inner
+    os.close(at)
+    launch.emptied(scratch)
+    assert not list(scratch.iterdir())
