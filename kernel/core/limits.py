@@ -92,3 +92,6 @@ SUMMARY_TOKENS = 256
 
 ANSWER_SHARE = 4
 """A conversation is paged when less than the window divided by this is left for the answer that was asked for."""
+
+MULTIPLE = 20_000
+"""Least common multiple, without powers of ten, of all `multipleOf` of a schema."""

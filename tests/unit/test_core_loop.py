@@ -346,3 +346,28 @@ def test_two_models_take_turns(tmp_path: Path) -> None:
         number = turn % 2 + 1
         texts[number] += desk.run([number, 9], [number, 2])["text"].get(number, "")
     assert texts == {1: "BCDEFG", 2: "CEGIKM"}
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"type": "integer", "multipleOf": 99991},
+        {"type": "number", "multipleOf": 0.99991},
+        {
+            "type": "array",
+            "prefixItems": [{"type": "integer", "multipleOf": 997}, {"type": "integer", "multipleOf": 991}],
+        },
+    ],
+)
+def test_a_schema_that_takes_long_to_compile_is_refused(desk: Desk, schema: dict[str, object]) -> None:
+    """The core has one thread: a constraint of a few bytes must not make everybody wait for seconds, again and again."""
+    answer = desk.job(1, prompt="A", schema=schema)
+    assert answer["op"] == "error"
+    assert answer["code"] == "INVALID_ARGUMENT"
+    assert "multipleOf" in answer["hint"]
+
+
+@pytest.mark.parametrize("step", [1, 5, 0.01, 0.25, 60, 100000, 1e-9])
+def test_usual_steps_can_be_asked_for(desk: Desk, step: float) -> None:
+    """What forms ask for is not refused."""
+    assert desk.job(1, prompt="A", schema={"type": "number", "multipleOf": step})["op"] == "admitted"

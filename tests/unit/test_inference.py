@@ -202,7 +202,8 @@ def test_an_admission_that_cannot_be_is_nonsense(world: World, field: str) -> No
     """Nothing is reserved, nor taken from others, for a prompt of less than nothing or without end."""
     world.core.silent = True
     world.generate("hello")
-    for value in (-1, 1 << 60, float("inf")):
+    impossible: list[Any] = [-1, 1 << 60, float("inf")]
+    for value in impossible:
         with pytest.raises(ValueError, match="number"):
             world.core.admit(1, **{field: value})
 
