@@ -173,6 +173,23 @@ def test_a_long_list_comes_in_pages(server: FakeHub, llmos_home: Path) -> None:
     assert get(server).problem == ""
 
 
+def test_a_list_of_too_many_files_is_given_up_on(
+    server: FakeHub, llmos_home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A list costs memory: pages that are longer than a hub's are counted too."""
+    monkeypatch.setattr(hub, "FILES", 2)
+    monkeypatch.setattr(hub, "ASKS", 1)
+    refused(server, Code.UNAVAILABLE, "more than 2 files")
+
+
+def test_names_that_would_command_a_terminal_are_not_seen(server: FakeHub, llmos_home: Path) -> None:
+    """What a hub calls its files is shown in hints."""
+    server.files = {"m-Q8_0.gguf": b"x", "\x1b]0;owned\x07.gguf": b"x"}
+    hint = refused(server, Code.NOT_FOUND, "no GenAI folder").hint or ""
+    assert "m-Q8_0.gguf" in hint
+    assert hint.isprintable()
+
+
 # -- which folder -------------------------------------------------------------------------------------------------------
 
 

@@ -35,6 +35,8 @@ ANSWER_BYTES, ANSWER_S = 16 << 20, 60.0
 """The most of one answer of the API, and the longest it may take."""
 PAGES = 50
 """Pages of a list, of 1,000 files each."""
+FILES = 50_000
+"""Files of a list, however it is cut into pages."""
 
 _TOKEN = re.compile(r"[\x21-\x7e]{1,1000}")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -206,10 +208,14 @@ class Hub:
         return f"{self._hub.endpoint}/{snapshot.repository}/resolve/{snapshot.commit}/{quote(file.path)}"
 
     def _entries(self, url: str) -> Iterator[Any]:
+        left = FILES
         for _ in range(PAGES):
             page, following = self._ask(url)
             if not isinstance(page, list):
                 raise self._nonsense(url, "no list of files")
+            left -= len(page)
+            if left < 0:
+                raise self._nonsense(url, f"more than {FILES} files")
             yield from page
             if following is None:
                 return
@@ -265,6 +271,8 @@ def _next_page(response: HTTPResponse) -> str | None:
 def _file(entry: Any) -> RemoteFile | None:
     if not isinstance(entry, dict) or entry.get("type") != "file" or not isinstance(entry.get("path"), str):
         return None
+    if not entry["path"].isprintable():
+        return None  # it would be shown, and could command a terminal
     stored = entry.get("lfs")
     size, oid = (
         (stored.get("size"), stored.get("oid")) if isinstance(stored, dict) else (entry.get("size"), entry.get("oid"))
@@ -281,4 +289,4 @@ def _license(said: Mapping[str, Any]) -> str | None:
     if not isinstance(card, dict):
         return None
     name = card.get("license_name") if card.get("license") == "other" else card.get("license")
-    return name[:100] if isinstance(name, str) else None
+    return name[:100] if isinstance(name, str) and name.isprintable() else None
