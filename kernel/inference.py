@@ -14,7 +14,7 @@ import structlog
 
 from llmos.ipc.errors import Code, OpError
 from llmos.ipc.protocol import Append, Embed, Extract, Generate, JobClass
-from llmos.kernel import requests
+from llmos.kernel import params, requests
 from llmos.kernel.authority import Authority
 from llmos.kernel.calls import Call
 from llmos.kernel.capability import used_up
@@ -224,11 +224,22 @@ class Inferences:
             self._post(inference)
 
     def _post(self, inference: Inference) -> None:
-        """The core reads it at once, even during a turn, and says how large it is."""
-        if not inference.posted:
+        """The core reads it at once, even during a turn, and says how large it is; only some of a principal's at a time."""
+        principal = inference.job.principal
+        unread = sum(
+            one.posted and one.job.unread is None for one in self._jobs.values() if one.job.principal == principal
+        )
+        if not inference.posted and unread < params.ADMISSIONS:
             self._begins()
             inference.posted = True
             self._core.post(inference.request)
+
+    def _post_next(self, principal: str) -> None:
+        """One of its jobs has been admitted, or has ended."""
+        for inference in list(self._jobs.values()):
+            model = self._models.get(inference.job.model)
+            if inference.job.principal == principal and model is not None and model.state is ModelState.READY:
+                self._post(inference)
 
     def _gone(self, inference: Inference) -> None:
         """Its call has ended, for whatever reason; the core need not go on."""
@@ -260,6 +271,7 @@ class Inferences:
         self.statistics.ended[code.value if code is not None else finish] += 1
         err = code.value if code is not None else None
         log.info("job.done", finish=finish, err=err, **inference.line(self._loop.clock()))
+        self._post_next(inference.job.principal)
 
     # -- turns -----------------------------------------------------------------------------------------------------
 
@@ -379,6 +391,7 @@ class Inferences:
             inference.again = message
             return
         self._size(inference, message)
+        self._post_next(inference.job.principal)
         if self._turn is not None and not self._yielding and self._scheduler.preempts(inference.job):
             self._yielding = True
             self._core.post({"op": "yield"})

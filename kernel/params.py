@@ -93,6 +93,7 @@ EVENTS_BYTES = 64 << 20  # of all stored events; the oldest of the first level t
 
 # inference
 MAX_JOBS = 128  # queued or running, all principals; one more is BUSY
+ADMISSIONS = 4  # jobs of one principal that the core is to read at a time to say how large they are
 MAX_CONTEXTS = 64  # open at once
 MAX_ROWS = 16  # jobs that decode in one step
 QUANTUM = 64  # decode steps of a turn when nobody waits
@@ -130,7 +131,9 @@ CORE_DISK = SPILL_MOST + (64 << 20)  # bytes on disk that the core may take: wha
 CORE_OPEN_FILES = 4096  # that the core may have open: a context that it has put aside has one
 CORE_FILES = 1_000  # files in its directory: it deletes each as soon as it is open
 RATE_S = 3.0  # seconds over which tokens per second are averaged
-CORE_MEMORY = 64 << 30  # bytes of address space of the core: weights are mapped
+CORE_MEMORY = (
+    1 << 40
+)  # bytes of address space of the core: weights are mapped, and rows reserved for texts as long as the window
 GENERATE_S = 600.0  # seconds an inference without a deadline may take
 
 # programs that are run (`code.run`)

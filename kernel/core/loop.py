@@ -52,6 +52,8 @@ if TYPE_CHECKING:
 
 Message = dict[str, Any]
 
+_BETWEEN_STEPS = frozenset({"open", "fork", "close", "job", "embed"})
+
 
 class Loop:
     """Obeys the kernel until it says `shutdown` or the pipe closes (`PeerGone`).
@@ -262,7 +264,10 @@ class Loop:
             self._pipe.send(chunk)
 
     def _interrupted(self) -> bool:
-        """Look at what came since the turn's `run`: cancels act now, a yield ends the turn, all else waits."""
+        """Look at what came since the turn's `run`: a yield ends the turn, and what changes nothing in it acts now, between two steps.
+
+        So the kernel hears at once how large a new job is, and whether it is worth a yield. All else waits, and what came after it.
+        """
         messages = [*self._backlog, *self._pipe.drain()]
         self._backlog.clear()
         ended = False
@@ -271,8 +276,8 @@ class Loop:
                 ended = True
             elif message["op"] == "shutdown":
                 ended, self._running = True, False
-            elif message["op"] == "cancel":
-                self._cancel(message)
+            elif message["op"] == "cancel" or (message["op"] in _BETWEEN_STEPS and not self._backlog):
+                self._handle(message)
             else:
                 self._backlog.append(message)
         return ended

@@ -150,8 +150,8 @@ def test_a_cancel_that_comes_after_the_end_changes_nothing(desk: Desk) -> None:
     assert ran["jobs"][1][4:] == ["done", "length"]
 
 
-def test_what_comes_during_a_turn_is_done_after_it_in_order(desk: Desk) -> None:
-    """Jobs and runs that arrive while a turn is under way wait for its end, in their order."""
+def test_a_job_is_read_during_a_turn_and_its_run_waits(desk: Desk) -> None:
+    """The kernel hears how large a new job is between two steps; runs wait for the turn's end, in their order."""
     desk.job(1, prompt="A", max_tokens=4)
 
     def arrive() -> None:
@@ -164,8 +164,23 @@ def test_what_comes_during_a_turn_is_done_after_it_in_order(desk: Desk) -> None:
     desk.engines["m"].at[2] = arrive
     said = desk.tell("run", turn=8, prefill=[1, 10], decode=[[1, 100]])
     ops = [message["op"] for message in said if message["op"] != "chunk"]
-    assert ops == ["ran", "admitted", "ran"]
+    assert ops == ["admitted", "ran", "ran"]
     assert [message["turn"] for message in said if message["op"] == "ran"] == [8, 9]
+
+
+def test_what_follows_a_message_that_waits_waits_too(desk: Desk) -> None:
+    """A job that comes after an unload finds the model gone, though it came during the turn."""
+    desk.job(1, prompt="A", max_tokens=4)
+
+    def arrive() -> None:
+        desk.arriving += [
+            {"op": "unload", "model": "m"},
+            {"op": "job", "job": 2, "model": "m", "prompt": "a", "max_tokens": 2},
+        ]
+
+    desk.engines["m"].at[2] = arrive
+    said = desk.tell("run", turn=8, prefill=[1, 10], decode=[[1, 100]])
+    assert [message["op"] for message in said if message["op"] != "chunk"] == ["ran", "unloaded", "error"]
 
 
 # -- contexts and what is shared

@@ -48,6 +48,17 @@ def test_a_job_goes_to_the_core_at_once_and_runs_when_it_is_admitted(world: Worl
     assert set(answer["timings"]) == {"queue", "prefill", "decode", "first_text", "total"}
 
 
+def test_the_core_reads_few_prompts_of_one_principal_at_a_time(world: World) -> None:
+    """Reading takes time, which others wait for: the next is told to the core when one has been admitted, or has ended."""
+    world.core.silent = True
+    calls = [world.generate("x", max_tokens=4) for _ in range(params.ADMISSIONS + 2)]
+    assert list(world.core.jobs) == list(range(1, params.ADMISSIONS + 1))
+    world.core.admit(1)
+    assert list(world.core.jobs)[-1] == params.ADMISSIONS + 1
+    world.calls.cancelled(1, calls[1].caller_id)
+    assert list(world.core.jobs)[-1] == params.ADMISSIONS + 2
+
+
 def test_what_the_core_finds_in_its_cache_is_counted_once(world: World) -> None:
     """What `admitted` promises is in `ran` again; the answer's `cached` is the latter."""
     world.core.silent = True

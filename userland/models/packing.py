@@ -14,8 +14,8 @@ three evaluation models):
   matrix, behind the weights: once as 4-bit codes, and once more what those leave. The product's input is the inputs, then
   their sums, then the sums again. 5.3 bits per weight;
 - everything else becomes 8 bits in blocks of 64 (32 where 64 does not divide a row). Blocks of 128 would be read 1 to 3 % faster, but
-  their kernel rounds a row without a partner differently, so that a row alone could not be decoded alone (`kernel/core/batched.py`). Rounding minimums to integer
-  zero points raised the perplexity of a 135M model by 20 %; a floating-point zero point is 200 times slower.
+  their kernel rounds a row without a partner differently, so that a row could not be decoded alone (`kernel/core/batched.py`).
+  Rounding minimums to integer zero points raised the perplexity of a 135M model by 20 %; a floating-point zero point is 200 times slower.
 """
 
 from __future__ import annotations
