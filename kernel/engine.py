@@ -217,7 +217,7 @@ class Engine:
             call.reply({"model": name})
 
     def default(self, name: str | None) -> str | None:
-        """The model of requests that name none, now and after restarts, having made it `name` if that is given.
+        """The model of requests that name none, now and after restarts, having made it `name` if that is given; another if it is gone.
 
         Raises `OpError`: `NOT_FOUND`, `INVALID_ARGUMENT`.
         """
@@ -226,7 +226,7 @@ class Engine:
                 raise OpError(Code.INVALID_ARGUMENT, f"{name} generates no text", "see `llmosctl model ls`")
             self._journal.set("model", name)
             self._models.default = name
-        return self._models.default
+        return self._models.choose(self._models.default) or self._models.choose(None)
 
     def _embedder(self) -> str | None:
         loaded = next((one.name for one in self._models if one.kind is Kind.EMBEDDING), None)

@@ -233,7 +233,7 @@ def test_the_default_model_is_what_the_next_start_takes(ctl: Run, system: Any) -
     assert _json(ctl("model", "default", "-o", "json")) == {"model": "first"}
     assert ctl("model", "default", "third").returncode == 3
     assert _json(ctl("model", "default", "second", "-o", "json")) == {"model": "second"}
-    assert _json(ctl("status", "-o", "json"))["model"]["state"] == "none"
+    assert _json(ctl("status", "-o", "json"))["model"]["state"] == "unloaded"
     assert ctl("down").returncode == 0
     assert ctl("up", "-d", "--home", str(system.home)).returncode == 0
     assert _json(ctl("status", "-o", "json"))["model"]["name"] == "second"

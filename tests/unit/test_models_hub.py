@@ -112,7 +112,7 @@ def test_the_folder_for_the_cpu_is_installed(server: FakeHub, llmos_home: Path, 
         assert (model.path / name).read_bytes() == folder[name]
     assert json.loads((model.path / "genai_config.json").read_bytes()) == json.loads(folder["genai_config.json"])
     said = description.read(model.path)
-    assert (said["context"], said["quantisation"], said["eos"]) == (64, "int8 block 128", [2, 0])
+    assert (said["context"], said["quantisation"], said["eos"]) == (64, "int8 block 64", [2, 0])
     assert "fetching model.onnx.data" in seen
     assert downloads(llmos_home) == {}
 
