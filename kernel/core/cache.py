@@ -221,7 +221,7 @@ def _in_memory(node: Node) -> bool:
 
 def _own(kv: KV) -> KV:
     """A copy in memory of its own, which goes back to the operating system as soon as nobody holds it."""
-    space = mmap.mmap(-1, max(kv.nbytes, 1))
+    space = mmap.mmap(-1, max(kv.nbytes, 1), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     copy: KV = np.frombuffer(space, np.float32, kv.size).reshape(kv.shape)
     copy[...] = kv
     return copy

@@ -89,6 +89,10 @@ class CoreProcess:
         while (message := self._next())["op"] != "ran":
             pass
         self.kv = message["kv"]
+        told = {job for job, *_ in message["jobs"]}
+        for job in (reading, *(job for job, _ in decoding[:15])):
+            if job is not None and job not in told:  # it ended with its context
+                self.states.pop(job, None)
         for number, *_, state, _finish in message["jobs"]:
             if state == "done":
                 self.states.pop(number, None)

@@ -397,7 +397,7 @@ def test_no_memory_left_is_no_fault_of_the_job(tmp_path: Path, monkeypatch: pyte
     assert isinstance(row, CountingRow)
     engine.extend(row, [1, 2])
 
-    def none(*_: object) -> None:
+    def none(*_: object, **__: object) -> None:
         raise OSError(12, "Cannot allocate memory")
 
     monkeypatch.setattr("llmos.kernel.core.cache.mmap.mmap", none)
