@@ -124,13 +124,14 @@ class BatchedEngine:
         ids = np.array([tokens], np.int64)
         mask = np.ones((1, past + count), np.int64)
         logits = np.empty((1, count if self._every else told, self.vocab), np.float32)
+        positions = np.arange(-told, 0, dtype=np.int64)
         binding = self._binding(row.place, 1)
         with _faults():
             _bind(binding.bind_input, "input_ids", ids)
             _bind(binding.bind_input, "attention_mask", mask)
             _bind(binding.bind_output, "logits", logits)
             if self.looks_back:
-                _bind(binding.bind_input, _TOLD, np.arange(-told, 0, dtype=np.int64))
+                _bind(binding.bind_input, _TOLD, positions)
             self._session.run_with_iobinding(binding)
         row.tokens += tokens
         scores: Logits = logits[0, -told:]
@@ -240,7 +241,7 @@ class BatchedEngine:
         try:
             self.extend(one, [1, 2, 3, 4])
             self.extend(two, [1, 2])
-            alone = self.step([two], [3])
+            alone = self.step([two], [3]).copy()
             self.cut(two, 2)
             together = self.step([one, two], [5, 3])
         except OpError as error:

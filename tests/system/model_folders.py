@@ -39,6 +39,16 @@ def want_more(graph: Any) -> None:
     graph.input.append(helper.make_tensor_value_info("position_ids", TensorProto.INT64, ["batch", "new"]))
 
 
+def take_all_for_the_longest(graph: Any) -> None:
+    """With the longest row's length for all rows."""
+    at, maker = next((at, node) for at, node in enumerate(graph.node) if "row_lengths" in node.output)
+    maker.output[0] = "own_lengths"
+    longest = helper.make_node("ReduceMax", ["own_lengths"], ["longest"], keepdims=1)
+    nothing = helper.make_node("Sub", ["own_lengths", "own_lengths"], ["nothing"])
+    for node in (helper.make_node("Add", ["nothing", "longest"], ["row_lengths"]), nothing, longest):
+        graph.node.insert(at + 1, node)
+
+
 def contradict(graph: Any) -> None:
     """Turn logits round: what was likeliest is last, and so this is another model."""
     maker = next(node for node in graph.node if "logits" in node.output)

@@ -20,7 +20,7 @@ from llmos.kernel.core.seats import KeptSeats
 from llmos.kernel.core.turn import Turn
 from tests.system.conftest import STORE
 from tests.system.core_variants import STORIES, alone, passage, read
-from tests.system.model_folders import FOLDER, variant, want_more
+from tests.system.model_folders import FOLDER, take_all_for_the_longest, variant, want_more
 
 pytestmark = pytest.mark.model
 
@@ -113,6 +113,13 @@ def test_a_graph_that_is_not_known_runs_on_genai(genai: Model) -> None:
     text, job = passage(genai, STORIES[4], max_tokens=12)
     assert "Paris" in text
     assert job.finish in ("length", "eos")
+
+
+def test_rows_that_disturb_one_another_are_found_out(tmp_path: Path) -> None:
+    """A graph that takes every row for as long as the longest is not decoded in batches, though its inputs look the same."""
+    model = load_model(variant(tmp_path / "m", take_all_for_the_longest), "cpu")
+    assert model.info.engine == "genai"
+    assert "disturb one another" in model.info.why
 
 
 def test_a_loaded_model_says_what_runs_it(genai: Model, tmp_path: Path) -> None:
